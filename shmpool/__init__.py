@@ -1,0 +1,67 @@
+"""Parallel numpy without pickled arrays: executors that pass arguments and results through shared memory.
+
+>>> from shmpool import ShmExecutor
+>>> with ShmExecutor() as ex:  # doctest: +SKIP
+...     results = list(ex.map(fn, arrays))
+
+All names are loaded when they are first used, so that ``import shmpool`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from shmpool.errors import (
+        BrokenPoolError,
+        RefError,
+        SerializationError,
+        ShmPoolError,
+        StoreFullError,
+        TaskTimeoutError,
+        WireError,
+        WorkerDiedError,
+    )
+    from shmpool.executor import ExecutorStats, ShmExecutor
+    from shmpool.serialize.custom import deregister_serializer, register_serializer
+    from shmpool.serialize.inspect import inspect_serializability
+    from shmpool.store.refs import ObjectRef, get, put
+    from shmpool.store.store import ObjectStore, StoreStats
+
+_HOME = {
+    "BrokenPoolError": "errors",
+    "ExecutorStats": "executor",
+    "ObjectRef": "store.refs",
+    "ObjectStore": "store.store",
+    "RefError": "errors",
+    "SerializationError": "errors",
+    "ShmExecutor": "executor",
+    "ShmPoolError": "errors",
+    "StoreFullError": "errors",
+    "StoreStats": "store.store",
+    "TaskTimeoutError": "errors",
+    "WireError": "errors",
+    "WorkerDiedError": "errors",
+    "deregister_serializer": "serialize.custom",
+    "get": "store.refs",
+    "inspect_serializability": "serialize.inspect",
+    "put": "store.refs",
+    "register_serializer": "serialize.custom",
+}
+
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604  # all are strings
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

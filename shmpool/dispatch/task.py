@@ -1,0 +1,56 @@
+"""A task: what was submitted, until its future has a result."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+from shmpool.store.blocks import Block
+from shmpool.store.store import Payload
+
+__all__ = ["Function", "Task"]
+
+
+class Function:
+    """A pickled function, shared by the tasks of one call."""
+
+    __slots__ = ("name", "payload")
+
+    def __init__(self, payload: Payload, name: str) -> None:
+        self.payload = payload
+        self.name = name
+
+    def __del__(self) -> None:
+        # The last of the tasks is gone. Finalizers wait for no lock: the blocks are queued.
+        self.payload.release_later()
+
+
+class Task:
+    """One call of a function.
+
+    Attributes
+    ----------
+    future : concurrent.futures.Future
+    function : Function
+    arguments : Payload
+        The pickled (args, kwargs).
+    blocks : list of Block
+        Those of the function and of the arguments; held until the task is settled.
+    started : bool
+        The future is running, from its user's point of view: the task was sent to a worker.
+    introduced, freed, forgotten :
+        What else the message had that carried it, to be said again if the message is taken back.
+    """
+
+    __slots__ = ("arguments", "blocks", "forgotten", "freed", "function", "future", "introduced", "readonly", "started")
+
+    def __init__(self, function: Function, arguments: Payload, readonly: bool) -> None:
+        self.future: Future[Any] = Future()
+        self.function = function
+        self.arguments = arguments
+        self.blocks: list[Block] = function.payload.blocks + arguments.blocks
+        self.readonly = readonly
+        self.started = False
+        self.introduced: list[int] = []
+        self.freed: list[tuple[int, int, int]] = []
+        self.forgotten: list[int] = []

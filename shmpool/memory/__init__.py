@@ -1,0 +1,1 @@
+"""Memory: segments, mappings, and the numbers that say what lies where in them."""

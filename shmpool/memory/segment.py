@@ -1,0 +1,177 @@
+"""Segments: pieces of shareable memory, and mappings of them.  The only module that touches memfd and mmap.
+
+A :class:`Segment` is one descriptor of fixed size: anonymous memory (``memfd_create``, sealed against shrinking and
+growing) or an unlinked file.  Either way it has no name that could be left behind, and its memory is gone with the
+last descriptor and mapping of it.
+
+A :class:`Mapping` is a range of a segment in this process, in one of numpy.memmap's modes: ``"r+"`` shared and
+writable, ``"r"`` shared and read-only, ``"c"`` private: the first write to a page copies it (copy-on-write).
+
+Guarantees: pages that :meth:`Segment.reserve` has returned for cannot raise SIGBUS.  A descriptor from
+:meth:`Segment.open_readonly` cannot be mapped shared and writable: the kernel refuses.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import tempfile
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["PAGE", "Mapping", "Mode", "Segment", "round_up"]
+
+PAGE = mmap.PAGESIZE
+Mode = Literal["r", "c", "r+"]
+Bytes = npt.NDArray[np.uint8]
+
+# In Python's mmap module only since 3.13; the number is Linux's on every architecture that has memfd but
+# Alpha, MIPS, PA-RISC and Xtensa. Without it a private mapping of a large arena counts as memory in use.
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+# Linux's numbers; the fcntl module has them, but not on every build.
+_F_ADD_SEALS = getattr(fcntl, "F_ADD_SEALS", 1033)
+_SEALS = 0x0001 | 0x0002 | 0x0004  # seal, shrink, grow
+
+
+def round_up(value: int, multiple: int = PAGE) -> int:
+    """The smallest multiple of ``multiple`` that is not below ``value``."""
+    return -(-value // multiple) * multiple
+
+
+class Mapping:
+    """A range of a segment, mapped.  Unmapped when it and all arrays made from it are gone.
+
+    Parameters
+    ----------
+    fd : int
+        Descriptor of the segment; not needed afterwards.
+    start, size : int
+        The range in bytes; ``start`` is page-aligned.
+    mode : {"r", "c", "r+"}
+        See the module's docstring.
+    """
+
+    __slots__ = ("_mmap", "address", "mode", "size", "start")
+
+    def __init__(self, fd: int, start: int, size: int, mode: Mode) -> None:
+        if mode == "c":
+            flags, prot = mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        elif mode == "r":
+            flags, prot = mmap.MAP_SHARED, mmap.PROT_READ
+        else:
+            flags, prot = mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+        self._mmap = mmap.mmap(fd, size, flags=flags, prot=prot, offset=start)
+        self.start = start
+        self.size = size
+        self.mode = mode
+        self.address: int = self.array(start, 1).__array_interface__["data"][0]
+
+    def array(self, start: int, nbytes: int) -> Bytes:
+        """A new exporter of ``nbytes`` bytes at offset ``start`` of the segment.
+
+        All that is made from it (slices, memoryviews, unpickled arrays) keeps it alive, so that a weak reference to
+        it tells when the last of them is gone.
+        """
+        return np.frombuffer(self._mmap, np.uint8, nbytes, start - self.start)
+
+    def drop_private_pages(self, start: int, stop: int) -> None:
+        """Forget what was written to ``[start, stop)`` of a "c" mapping: the segment shows through again."""
+        self._mmap.madvise(mmap.MADV_DONTNEED, start - self.start, stop - start)
+
+    def give_back(self, start: int, stop: int) -> None:
+        """Return the pages ``[start, stop)`` of an "r+" mapping to the system; they read as zeros afterwards."""
+        self._mmap.madvise(mmap.MADV_REMOVE, start - self.start, stop - start)
+
+
+class Segment:
+    """One descriptor's worth of shareable memory.
+
+    Parameters
+    ----------
+    fd : int
+        An open descriptor, owned from now on.
+    size : int
+        Bytes, a multiple of the page size.
+    """
+
+    __slots__ = ("fd", "size")
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.size = size
+
+    @classmethod
+    def create(cls, size: int, backend: str, folder: str | None = None) -> Segment:
+        """Make a segment of ``size`` bytes, sparse: nothing is reserved yet.
+
+        Parameters
+        ----------
+        size : int
+            Bytes, a multiple of the page size.
+        backend : {"memfd", "file"}
+            Anonymous memory, or an unlinked file in ``folder``.
+        folder : str, optional
+            Where the file goes. Default: /dev/shm where it can be written to, else the temporary folder.
+
+        Raises
+        ------
+        OSError
+            Out of descriptors, or the folder cannot be used.
+        """
+        if backend == "memfd":
+            fd = os.memfd_create("shmpool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        else:
+            fd = _open_unlinked(folder or _shared_folder())
+        try:
+            os.ftruncate(fd, size)
+            if backend == "memfd":
+                fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd, size)
+
+    def open_readonly(self) -> int:
+        """A new descriptor that can be mapped "r" or "c" only.  The caller closes it."""
+        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def reserve(self, start: int, stop: int) -> None:
+        """Make sure that the pages ``[start, stop)`` exist, so that touching them cannot fail.
+
+        Raises
+        ------
+        OSError
+            ENOSPC, ENOMEM or EFBIG: there is no room.
+        """
+        os.posix_fallocate(self.fd, start, stop - start)
+
+    def map(self, mode: Mode, start: int = 0, size: int | None = None) -> Mapping:
+        """Map a page-aligned range; the whole segment by default."""
+        return Mapping(self.fd, start, self.size - start if size is None else size, mode)
+
+    def close(self) -> None:
+        """Close the descriptor.  Mappings stay valid.  May be called twice."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _shared_folder() -> str:
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
+
+
+def _open_unlinked(folder: str) -> int:
+    """Open a file that has no name, mode 0600."""
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except (OSError, AttributeError):
+        # Not every file system has O_TMPFILE (overlayfs on old kernels, NFS): a name for an instant, then none.
+        fd, path = tempfile.mkstemp(prefix="shmpool-", dir=folder)
+        os.unlink(path)
+        return fd

@@ -1,0 +1,148 @@
+"""Which functions and classes of ``__main__`` does the receiver have under the same name?
+
+What is defined in ``__main__`` cannot simply be pickled by name: a worker may have another ``__main__``, or one from
+before the definition.  Pickled by value (cloudpickle) it always arrives, but each copy has globals of its own: the
+usual pattern of an initializer that sets a global for the tasks to read would break, and a function that refers to a
+big global array would carry it along.  So: by name where the receiver is known to have the very same object, else by
+value.
+
+* ``fork``: workers have what ``__main__`` had when they were forked.  :meth:`MainModule.snapshot` remembers it.
+* ``spawn`` and ``forkserver``: workers run the main script as ``__mp_main__``: they have what stands at the top of
+  the file, outside ``if __name__ == "__main__":``.  :meth:`MainModule.script` reads that from the source.
+* ``loky``, and a ``__main__`` without a file (a REPL, a notebook): workers have nothing of it.
+* A worker that answers: the parent has all that the worker's ``__main__`` has.  :meth:`MainModule.live`.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable
+from types import FunctionType, ModuleType
+
+__all__ = ["MainModule"]
+
+
+class MainModule:
+    """What a receiver has in its ``__main__``.  Made by one of the class methods."""
+
+    __slots__ = ("_has",)
+
+    def __init__(self, has: Callable[[str, object], bool]) -> None:
+        self._has = has
+
+    def has(self, obj: object) -> bool:
+        """Does the receiver find this very function or class in its ``__main__`` by the same name?"""
+        if not isinstance(obj, FunctionType | type) or obj.__module__ != "__main__":
+            return False
+        name = obj.__qualname__
+        return "<" not in name and self._has(name, obj)
+
+    @classmethod
+    def nothing(cls) -> MainModule:
+        """A receiver that has nothing of our ``__main__``."""
+        return cls(lambda _name, _obj: False)
+
+    @classmethod
+    def live(cls) -> MainModule:
+        """A receiver that has all that this process's ``__main__`` has."""
+        return cls(lambda name, obj: _resolve(sys.modules.get("__main__"), name) is obj)
+
+    @classmethod
+    def snapshot(cls) -> MainModule:
+        """A receiver forked from this process now."""
+        module = sys.modules.get("__main__")
+        # Functions and classes only: nothing big is kept alive.
+        then = {
+            name: value
+            for name, value in vars(module or object).copy().items()
+            if isinstance(value, FunctionType | type)
+        }
+
+        def has(name: str, obj: object) -> bool:
+            top, _, rest = name.partition(".")
+            start = then.get(top)
+            return (_resolve(start, rest) if rest else start) is obj
+
+        return cls(has)
+
+    @classmethod
+    def script(cls) -> MainModule:
+        """A receiver that imports this process's main script as ``__mp_main__``."""
+        module = sys.modules.get("__main__")
+        found_lines: list[dict[str, set[int]]] = []  # read when first asked: few programs need it
+
+        def has(name: str, obj: object) -> bool:
+            if not found_lines:
+                found_lines.append(_top_level_definitions(module) if module is not None else {})
+            lines = found_lines[0]
+            top, _, rest = name.partition(".")
+            holder = _resolve(module, top)
+            found = _resolve(holder, rest) if rest else holder
+            return found is obj and top in lines and _defined_at(holder, lines[top], module)
+
+        return cls(has)
+
+
+def _resolve(start: object, path: str) -> object:
+    for part in path.split("."):
+        start = getattr(start, part, None)
+    return start
+
+
+def _defined_at(obj: object, lines: set[int], module: ModuleType | None) -> bool:
+    """Is ``obj`` the definition that stands in the file, not one of the same name from elsewhere?
+
+    A decorated function's code may lie elsewhere; its name and its being the module's attribute must suffice.
+    """
+    code = getattr(obj, "__code__", None)
+    if code is None or code.co_filename != getattr(module, "__file__", None):
+        return True
+    return code.co_firstlineno in lines
+
+
+def _top_level_definitions(module: ModuleType) -> dict[str, set[int]]:
+    """Names that running the main script as ``__mp_main__`` defines, with the lines where the definitions start."""
+    path = getattr(module, "__file__", None)
+    if not path or _is_interactive(module):
+        return {}
+    try:
+        with open(path, "rb") as file:
+            tree = ast.parse(file.read())
+    except (OSError, SyntaxError, ValueError):
+        return {}
+    found: dict[str, set[int]] = {}
+    _collect(tree.body, found)
+    return found
+
+
+def _is_interactive(module: ModuleType) -> bool:
+    # IPython sets __file__ for %run, but multiprocessing does not hand its main module to the children.
+    return hasattr(sys, "ps1") or hasattr(module, "get_ipython")
+
+
+def _collect(body: list[ast.stmt], found: dict[str, set[int]]) -> None:
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            lines = {node.lineno, *(decorator.lineno for decorator in node.decorator_list)}
+            found.setdefault(node.name, set()).update(lines)
+        elif isinstance(node, ast.Assign):
+            # name = decorator(function), Class = namedtuple(...)
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    found.setdefault(target.id, set()).add(node.lineno)
+        elif isinstance(node, ast.If):
+            if not _is_main_guard(node.test):
+                _collect(node.body, found)
+                _collect(node.orelse, found)
+            else:
+                _collect(node.orelse, found)
+        elif isinstance(node, ast.Try):
+            for part in (node.body, node.orelse, node.finalbody, *(h.body for h in node.handlers)):
+                _collect(part, found)
+        elif isinstance(node, ast.With):
+            _collect(node.body, found)
+
+
+def _is_main_guard(test: ast.expr) -> bool:
+    return any(isinstance(node, ast.Name) and node.id == "__name__" for node in ast.walk(test))

@@ -1,0 +1,130 @@
+"""An arena: a segment with blocks in it, as one process sees it.
+
+Each arena has one writer, the process that made it: only there do blocks come and go, so that no lock is shared
+between processes.  Every other process holds the arena as a reader.  Both keep their mappings in place, because a
+mapping that is still there reads three times as fast as a new one.
+
+The caller holds the store's lock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shmpool.memory.allocator import Allocator
+from shmpool.memory.intervals import IntervalSet
+from shmpool.memory.segment import PAGE, Bytes, Mapping, Mode, Segment, round_up
+from shmpool.store.blocks import ArenaInfo
+
+if TYPE_CHECKING:
+    from shmpool.store.peer import Peer
+
+__all__ = ["Arena", "OwnArena"]
+
+
+class Arena:
+    """An arena that this process can read.
+
+    Attributes
+    ----------
+    info : ArenaInfo
+    origin : Peer or None
+        Who handed it to us; None for our own.
+    taken : set of int
+        Offsets of the blocks whose one taker on the kept "c" mapping is alive.
+    held : int
+        How many of its blocks this process holds.
+    orphaned : bool
+        Its origin is gone: nobody wants to know which blocks are free, and it goes with the last of them.
+    """
+
+    __slots__ = ("_kept", "held", "info", "origin", "orphaned", "segment", "taken")
+
+    def __init__(self, info: ArenaInfo, segment: Segment, origin: Peer | None) -> None:
+        self.info = info
+        self.segment = segment
+        self.origin = origin
+        self.taken: set[int] = set()
+        self.held = 0
+        self.orphaned = False
+        self._kept: dict[Mode, Mapping] = {}
+
+    def kept_mapping(self, mode: Mode) -> Mapping:
+        """The mapping of the whole arena that stays in place for ``mode``."""
+        mapping = self._kept.get(mode)
+        if mapping is None:
+            mapping = self._kept[mode] = self.segment.map(mode)
+        return mapping
+
+    def close(self) -> None:
+        """Let go of the descriptor and the kept mappings; views that are alive stay valid."""
+        self._kept.clear()
+        self.segment.close()
+
+
+class OwnArena(Arena):
+    """An arena that this process made, and alone writes to."""
+
+    __slots__ = ("_allocator", "_populated")
+
+    def __init__(self, info: ArenaInfo, segment: Segment) -> None:
+        super().__init__(info, segment, None)
+        self._allocator = Allocator(info.size, PAGE)
+        self._populated = IntervalSet()
+
+    @property
+    def used(self) -> int:
+        """Bytes in blocks."""
+        return self._allocator.used
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory (or of disk) that the arena costs: blocks and freed pages that are still warm."""
+        return self._populated.total
+
+    def fresh(self, offset: int, size: int) -> int:
+        """How many bytes of ``[offset, offset + size)`` have no memory yet."""
+        return sum(stop - start for start, stop in self._populated.missing(offset, offset + size))
+
+    def allocate(self, nbytes: int) -> int | None:
+        """Offset of a new block of at least ``nbytes`` bytes, or None if there is no gap for it."""
+        return self._allocator.allocate(nbytes)
+
+    def populate(self, offset: int, nbytes: int) -> None:
+        """Reserve memory for a block.
+
+        Raises
+        ------
+        OSError
+            There is none.  The block is still allocated.
+        """
+        for start, stop in self._populated.missing(offset, offset + round_up(nbytes)):
+            self.segment.reserve(start, stop)
+            self._populated.add(start, stop)
+
+    def free(self, offset: int) -> None:
+        """Give up a block.  Its pages stay warm until :meth:`trim`."""
+        self._allocator.free(offset)
+
+    def writable(self, offset: int, nbytes: int) -> Bytes:
+        """The bytes of a block, to be filled by its maker."""
+        return self.kept_mapping("r+").array(offset, nbytes)
+
+    def trim(self, most: int) -> int:
+        """Return freed pages beyond ``most`` bytes to the system; return how many bytes of them are left warm."""
+        warm = self.resident - self.used
+        if warm <= most:
+            return warm
+        for start, stop in list(self._allocator.free_extents()):
+            for part_start, part_stop in self._populated.overlap(start, stop):
+                self.kept_mapping("r+").give_back(part_start, part_stop)
+                self._populated.remove(part_start, part_stop)
+                warm -= part_stop - part_start
+            if warm <= most:
+                break
+        return warm
+
+    def verify(self) -> None:
+        """Check the books of the allocator, and that every block has its memory reserved."""
+        self._allocator.verify()
+        assert self.resident >= self.used, (self.resident, self.used)

@@ -1,0 +1,66 @@
+"""Leases: views of blocks that this process has handed out, and how it learns that the last user is gone.
+
+An exporter (a numpy array over the mapping) is made for each taker of a block.  Every array and memoryview that is
+made from it keeps it alive; a weak reference to it fires when the last of them is gone.  That can happen anywhere, in
+any thread, also while a lock is held: the callback only appends the lease to a queue, and then tries, without
+waiting, to have the queue emptied.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+from shmpool.memory.segment import Bytes, Mapping
+from shmpool.store.blocks import Block
+
+__all__ = ["Lease"]
+
+
+class _ViewRef(weakref.ref[Bytes]):
+    __slots__ = ("lease",)
+    lease: Lease
+
+
+class Lease:
+    """One taker's view of a block.
+
+    Attributes
+    ----------
+    block : Block
+    mapping : Mapping
+        Kept here so that its addresses cannot be used for anything else before the lease is taken off the books.
+    address, nbytes : int
+        Where the view lies in this process.
+    first, last : int
+        The part of it that the taker was given, as addresses; only there can it have been written to.
+    kept : bool
+        The mapping is the arena's kept private one: this taker has it alone, and its private pages must go after it.
+    """
+
+    __slots__ = ("_ref", "address", "block", "first", "kept", "last", "mapping", "nbytes")
+
+    def __init__(self, block: Block, mapping: Mapping, start: int, nbytes: int, first: int, last: int, kept: bool) -> None:
+        self.block = block
+        self.mapping = mapping
+        self.address = mapping.address + start - mapping.start
+        self.nbytes = nbytes
+        self.first = mapping.address + first - mapping.start
+        self.last = mapping.address + last - mapping.start
+        self.kept = kept
+        self._ref: _ViewRef | None = None
+
+    @property
+    def private(self) -> bool:
+        """May the view differ from the store (copy-on-write)?"""
+        return self.mapping.mode == "c"
+
+    def watch(self, view: Bytes, gone: Callable[[Lease], None]) -> None:
+        """Call ``gone(self)`` when ``view`` and all that was made from it is gone."""
+        self._ref = _ViewRef(view, lambda ref: gone(ref.lease))  # type: ignore[attr-defined]
+        self._ref.lease = self
+
+    def end(self) -> None:
+        """Let go of the mapping, and of the weak reference (a cycle)."""
+        self._ref = None
+        del self.mapping

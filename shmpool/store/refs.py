@@ -1,0 +1,108 @@
+"""Object refs: objects put into the store once, to be read by many tasks.
+
+A ref holds the object's blocks.  It travels by itself: inside whatever shmpool pickles it is a few dozen bytes, and
+the payload around it carries its blocks along.  The object goes when the last ref, and the last array made from it,
+are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+from shmpool.errors import RefError
+from shmpool.memory.segment import Mode
+from shmpool.serialize.mainmodule import MainModule
+from shmpool.serialize.pickling import OBJECT, Pickling
+from shmpool.store.current import get_store
+from shmpool.store.store import ObjectStore, Payload, travelling
+
+__all__ = ["ObjectRef", "get", "put"]
+
+
+class ObjectRef:
+    """A reference to an object in the store.  Made by :func:`put`; compares by identity.
+
+    As a top-level argument of a task it arrives as its value; inside a container it arrives as a ref.
+    """
+
+    __slots__ = ("__weakref__", "_payload", "_store")
+
+    def __init__(self, store: ObjectStore, payload: Payload) -> None:
+        self._store = store
+        self._payload = payload
+
+    def get(self, mmap_mode: Mode = "r") -> Any:
+        """The object.  Its large arrays are views of the store: nothing is copied.
+
+        Parameters
+        ----------
+        mmap_mode : {"r", "c"}
+            ``"r"`` (default): read-only arrays.  ``"c"``: writable ones; what is written is seen by nobody else, and
+            not by the next ``get`` either.
+        """
+        if mmap_mode not in ("r", "c"):
+            raise ValueError(f"mmap_mode must be 'r' or 'c', not {mmap_mode!r}")
+        return self._store.load(self._payload, mmap_mode)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        carried = travelling.carried
+        if carried is None or travelling.store is not self._store:
+            raise RefError(
+                "an ObjectRef travels only in the arguments and results of an executor that uses the same store; "
+                "elsewhere, send ref.get()"
+            )
+        carried.extend(self._payload.blocks)
+        return _arrive, (bytes(self._payload.data),)
+
+    def __repr__(self) -> str:
+        size = sum(block.size for block in self._payload.blocks) or len(self._payload.data)
+        return f"<shmpool.ObjectRef of {size:,} bytes>"
+
+    def __del__(self) -> None:
+        # Finalizers wait for no lock: the blocks are queued.
+        self._payload.release_later()
+
+
+def _arrive(data: bytes) -> ObjectRef:
+    store = travelling.store
+    assert store is not None
+    return ObjectRef(store, store.receive(data, None))
+
+
+def put(obj: object, *, store: ObjectStore | None = None) -> ObjectRef:
+    """Put an object into the store, once, for any number of tasks.
+
+    Parameters
+    ----------
+    obj : object
+        Anything that pickle or cloudpickle can carry.
+    store : ObjectStore, optional
+        Default: the process-wide one.
+
+    Raises
+    ------
+    SerializationError
+        It cannot be pickled; the message names the culprit.
+    StoreFullError
+        There is no room.
+    """
+    store = store or get_store()
+    # By value, whatever is of __main__: any worker may come to read it.
+    pickling = Pickling(MainModule.nothing(), store.wanted)
+    return ObjectRef(store, store.dump(obj, pickling, OBJECT))
+
+
+@overload
+def get(refs: ObjectRef, mmap_mode: Mode = "r") -> Any: ...
+@overload
+def get(refs: Sequence[ObjectRef], mmap_mode: Mode = "r") -> list[Any]: ...
+
+
+def get(refs: ObjectRef | Sequence[ObjectRef], mmap_mode: Mode = "r") -> Any:
+    """The object of a ref, or the list of the objects of a list of refs; see :meth:`ObjectRef.get`."""
+    if isinstance(refs, ObjectRef):
+        return refs.get(mmap_mode)
+    if isinstance(refs, Sequence) and all(isinstance(ref, ObjectRef) for ref in refs):
+        return [ref.get(mmap_mode) for ref in refs]
+    raise TypeError(f"get() takes an ObjectRef or a list of them, not {refs!r}")

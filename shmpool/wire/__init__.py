@@ -1,0 +1,1 @@
+"""The wire: messages as dataclasses, and the channel that carries them and descriptors."""

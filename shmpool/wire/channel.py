@@ -1,0 +1,305 @@
+"""The channel between a parent and one worker: who holds which end, how bytes and descriptors go through.
+
+Two socket pairs and a pipe::
+
+    parent                                  worker
+    calls  ---- SOCK_SEQPACKET pair ------> calls       one packet a message; the parent keeps a copy of the
+                                                        receiving end, and so can take back what is unread
+    answers <--- SOCK_STREAM pair --------- answers     length-prefixed; many answers come in one read
+    lifeline --- pipe --------------------> lifeline    never carries data: when its writing end closes, because
+                                                        the parent is gone, the kernel kills the worker
+
+The kernel is the arbiter of who has a call: a packet is read exactly once, by the worker or by the parent.  That makes
+it safe to send calls ahead of need: none is stuck behind a long one, and none that a dead worker had not read is lost.
+
+Descriptors ride with the first byte of their message (SCM_RIGHTS) and so are here when it is; a message says itself
+how many are its own.  Sending and receiving may be done by two threads, but neither by two at once.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+from collections import deque
+
+from shmpool.errors import WireError
+
+__all__ = ["MAX_PACKET", "ParentEnd", "WorkerEnd", "die_with", "make_channel"]
+
+_LENGTH = struct.Struct("<I")
+_BUFFER = 256 * 1024
+#: No answer is that long: larger ones travel through the store.
+_MAX_ANSWER = 1 << 28
+#: A packet must fit into the socket's buffer (212,992 bytes by default) together with the kernel's bookkeeping.
+MAX_PACKET = 160 * 1024
+#: The kernel passes at most 253 descriptors at once (SCM_MAX_FD).
+_MAX_FDS = 253
+_FD_SPACE = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+_F_SETSIG = getattr(fcntl, "F_SETSIG", 10)  # Linux's number
+
+
+
+
+def die_with(lifeline: int) -> None:
+    """From now on the kernel kills this process when the other end of the pipe ``lifeline`` closes.
+
+    That happens whatever this process is doing, also in compiled code that does not return: the pipe's hang-up is
+    delivered as a signal (O_ASYNC), and the signal is SIGKILL.  A parent-death signal (PR_SET_PDEATHSIG) would not do:
+    it also comes when only the thread that started this process ends.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, _F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    poller = select.poll()
+    poller.register(lifeline, select.POLLHUP)
+    if poller.poll(0):
+        os.kill(os.getpid(), signal.SIGKILL)  # it closed before the kernel was asked to watch
+
+
+class Descriptors:
+    """Descriptors that have arrived, in order, until the messages that they came with ask for them."""
+
+    __slots__ = ("_fds",)
+
+    def __init__(self) -> None:
+        self._fds: deque[int] = deque()
+
+    def arrive(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        """Take in what ``recvmsg`` returned."""
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds = array.array("i")
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+                self._fds.extend(fds)
+
+    def take(self, count: int) -> list[int]:
+        """The next ``count``; the caller closes them.
+
+        Raises
+        ------
+        WireError
+            Fewer have arrived.
+        """
+        if count > len(self._fds):
+            raise WireError(f"a message that comes with {count} descriptors, of which {len(self._fds)} have arrived")
+        return [self._fds.popleft() for _ in range(count)]
+
+    def close(self) -> None:
+        """Close those that nobody asked for."""
+        while self._fds:
+            os.close(self._fds.popleft())
+
+
+class ParentEnd:
+    """What the parent holds of a channel.
+
+    Parameters
+    ----------
+    calls, unread, answers : socket.socket
+        Send calls; take back calls; receive answers.
+    lifeline : int
+        The end that keeps the worker alive.
+    """
+
+    __slots__ = ("__weakref__", "_buffer", "_calls", "_filled", "_lifeline", "_parsed", "_unread", "answers", "descriptors")
+
+    def __init__(self, calls: socket.socket, unread: socket.socket, answers: socket.socket, lifeline: int) -> None:
+        self._calls = calls
+        self._unread = unread
+        self.answers = answers
+        self._lifeline = lifeline
+        self.descriptors = Descriptors()
+        self._buffer = bytearray(_BUFFER)
+        self._filled = 0  # bytes in the buffer
+        self._parsed = 0  # ... of which these have been returned as messages
+        calls.setblocking(False)
+        answers.setblocking(False)
+
+    def send(self, data: bytes, fds: list[int] | None = None) -> bool:
+        """Send a message now; False if the socket is full.
+
+        Raises
+        ------
+        OSError
+            The worker is gone (EPIPE, ECONNRESET), or the message does not fit (EMSGSIZE).
+        """
+        try:
+            if fds:
+                socket.send_fds(self._calls, [data], fds)
+            else:
+                self._calls.send(data)
+        except BlockingIOError:
+            return False
+        return True
+
+    def take_back(self) -> bytes | None:
+        """The oldest message that the worker has not read, or None.  Its descriptors are dropped."""
+        dropped = Descriptors()
+        try:
+            data, ancillary, _, _ = self._unread.recvmsg(MAX_PACKET, _FD_SPACE, socket.MSG_DONTWAIT)
+        except (BlockingIOError, ConnectionError):
+            return None
+        dropped.arrive(ancillary)
+        dropped.close()
+        return data or None
+
+    def receive(self) -> tuple[list[memoryview], bool]:
+        """Read once: the messages that are complete, valid until the next call, and whether more can come.
+
+        Raises
+        ------
+        WireError
+            What came is no message.
+        """
+        self._make_room()
+        space = memoryview(self._buffer)[self._filled :]
+        try:
+            got, ancillary, _, _ = self.answers.recvmsg_into([space], _FD_SPACE, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return [], True
+        except ConnectionError:
+            return [], False
+        if ancillary:
+            self.descriptors.arrive(ancillary)
+        self._filled += got
+        return self._messages(), got > 0
+
+    def _make_room(self) -> None:
+        """Move what is left of the last read to the front of the buffer; make that larger for a long message."""
+        rest = self._buffer[self._parsed : self._filled]
+        needed = _BUFFER
+        if len(rest) >= _LENGTH.size:
+            needed = max(needed, _LENGTH.size + _LENGTH.unpack_from(rest)[0])
+        if needed != len(self._buffer):
+            self._buffer = bytearray(needed)
+        self._buffer[: len(rest)] = rest
+        self._filled, self._parsed = len(rest), 0
+
+    def _messages(self) -> list[memoryview]:
+        view = memoryview(self._buffer)
+        messages = []
+        at, end = self._parsed, self._filled
+        while end - at >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(view, at)
+            if length > _MAX_ANSWER:
+                raise WireError(f"a message that claims {length} bytes")
+            stop = at + _LENGTH.size + length
+            if stop > end:
+                break
+            messages.append(view[at + _LENGTH.size : stop])
+            at = stop
+        self._parsed = at
+        return messages
+
+    def end_of_calls(self) -> None:
+        """Let the worker finish what was sent, and then end."""
+        try:
+            self._calls.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it is gone already
+
+    def close_when_forked(self) -> None:
+        """In a child of this process: close the copies."""
+        self.close()
+
+    def close(self) -> None:
+        """Close all; the worker, if alive, dies.  May be called twice."""
+        self._calls.close()
+        self._unread.close()
+        self.answers.close()
+        self.descriptors.close()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+
+class WorkerEnd:
+    """What a worker holds of a channel.
+
+    Parameters
+    ----------
+    calls, answers : socket.socket
+        Receive calls; send answers.
+    lifeline : int
+        Hangs up when the parent is gone.
+    """
+
+    __slots__ = ("_answers", "_buffer", "calls", "descriptors", "lifeline")
+
+    def __init__(self, calls: socket.socket, answers: socket.socket, lifeline: int) -> None:
+        self.calls = calls
+        self._answers = answers
+        self.lifeline = lifeline
+        self.descriptors = Descriptors()
+        self._buffer: bytearray | None = None
+
+    def receive(self) -> memoryview | None:
+        """Wait for a message; its bytes are valid until the next call.  None: no more will come.
+
+        Raises
+        ------
+        WireError
+            A message that was too long was cut short.
+        """
+        if self._buffer is None:
+            self._buffer = bytearray(MAX_PACKET)
+        try:
+            got, ancillary, flags, _ = self.calls.recvmsg_into([self._buffer], _FD_SPACE, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionError:
+            return None
+        if ancillary:
+            self.descriptors.arrive(ancillary)
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise WireError(f"a message was cut short at {got} bytes")
+        return memoryview(self._buffer)[:got] if got else None
+
+    def send(self, data: bytes, fds: list[int] | None = None) -> None:
+        """Send a message, waiting for room.
+
+        Raises
+        ------
+        OSError
+            The parent is gone.
+        """
+        framed = _LENGTH.pack(len(data)) + data
+        sent = 0
+        if fds:
+            sent = socket.send_fds(self._answers, [framed], fds)
+        if sent < len(framed):
+            self._answers.sendall(memoryview(framed)[sent:] if sent else framed)
+
+    def close(self) -> None:
+        """Close all.  May be called twice."""
+        self.calls.close()
+        self._answers.close()
+        self.descriptors.close()
+        if self.lifeline >= 0:
+            os.close(self.lifeline)
+            self.lifeline = -1
+
+    def parts(self) -> tuple[socket.socket, socket.socket, int]:
+        """What the end is made of, to hand it to another process."""
+        return self.calls, self._answers, self.lifeline
+
+
+def make_channel() -> tuple[ParentEnd, WorkerEnd]:
+    """A new channel: the parent's end, and the end to give to a worker."""
+    made: list[socket.socket] = []
+    try:
+        calls, worker_calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        made += calls, worker_calls
+        answers, worker_answers = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        made += answers, worker_answers
+        unread = worker_calls.dup()
+        made.append(unread)
+        lifeline, parent_lifeline = os.pipe()
+    except BaseException:
+        for one in made:
+            one.close()
+        raise
+    return ParentEnd(calls, unread, answers, parent_lifeline), WorkerEnd(worker_calls, worker_answers, lifeline)

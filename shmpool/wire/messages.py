@@ -1,0 +1,204 @@
+"""The messages between a parent and a worker, as dataclasses, and their bytes.  No I/O.
+
+Parent to worker: :class:`Call`, :class:`Notice`.  Worker to parent: :class:`Ready`, :class:`Failed`, :class:`Answer`.
+A payload inside a message is bytes that only the store reads.  All numbers are little-endian; lists of numbers are
+preceded by their length.  Whoever decodes checks lengths: a message that is cut short or garbled raises
+:class:`~shmpool.errors.WireError`, never anything else.
+
+The hot path is a :class:`Call` or :class:`Answer` without extras: one ``struct`` call and one concatenation.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from shmpool.errors import WireError
+
+__all__ = ["Answer", "Call", "Extras", "Failed", "FromParent", "FromWorker", "Notice", "Ready", "decode", "encode"]
+
+Data = bytes | memoryview
+
+_CALL, _NOTICE, _READY, _FAILED, _ANSWER = range(1, 6)
+_HEAD = struct.Struct("<BBQIIQQ")
+_COUNT = struct.Struct("<I")
+#: Message flags.
+_EXTRAS, _OK, _READONLY = 1, 2, 4
+
+
+@dataclass(slots=True)
+class Extras:
+    """What rides along with a message when there is something to say.
+
+    Attributes
+    ----------
+    arenas : list of (id, size, shared)
+        Arenas handed over; their descriptors come with the message, in this order.
+    freed : list of (arena, offset, times)
+        To a worker: blocks of its that the parent has let go of.
+    forgotten : list of int
+        To a worker: arenas of no more use.
+    kept, released : list of (arena, offset, size)
+        From a worker: blocks that it keeps beyond their task; and that it has let go of since.
+    """
+
+    arenas: list[tuple[int, int, int]] = field(default_factory=list)
+    freed: list[tuple[int, int, int]] = field(default_factory=list)
+    forgotten: list[int] = field(default_factory=list)
+    kept: list[tuple[int, int, int]] = field(default_factory=list)
+    released: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.arenas or self.freed or self.forgotten or self.kept or self.released)
+
+
+@dataclass(slots=True)
+class Call:
+    """Run a function: the payloads of the function and of (args, kwargs)."""
+
+    task: int
+    function: Data
+    arguments: Data
+    readonly: bool = False
+    extras: Extras | None = None
+
+
+@dataclass(slots=True)
+class Notice:
+    """Extras that no call is there to carry."""
+
+    extras: Extras | None
+
+
+@dataclass(slots=True)
+class Ready:
+    """The worker has started and run its initializer."""
+
+    pid: int
+
+
+@dataclass(slots=True)
+class Failed:
+    """The initializer raised; the text is its traceback.  The worker ends."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class Answer:
+    """A task's result, or (if not ``ok``) the exception it raised.
+
+    ``copied`` and ``shared`` count bytes of the result that were copied into the store, and that were there already;
+    ``microseconds`` is how long the function ran.
+    """
+
+    task: int
+    ok: bool
+    result: Data
+    copied: int = 0
+    shared: int = 0
+    microseconds: int = 0
+    extras: Extras | None = None
+
+
+FromParent = Call | Notice
+FromWorker = Ready | Failed | Answer
+
+
+def encode(message: FromParent | FromWorker) -> bytes:
+    """Put a message into bytes."""
+    if isinstance(message, Call):
+        extras = message.extras
+        flags = (_READONLY if message.readonly else 0) | (_EXTRAS if extras else 0)
+        head = _HEAD.pack(_CALL, flags, message.task, len(message.function), len(message.arguments), 0, 0)
+        body = (head, message.function, message.arguments)
+        return b"".join((*body, _encode_extras(extras)) if extras else body)
+    if isinstance(message, Answer):
+        extras = message.extras
+        flags = (_OK if message.ok else 0) | (_EXTRAS if extras else 0)
+        head = _HEAD.pack(
+            _ANSWER, flags, message.task, len(message.result), min(message.microseconds, 0xFFFFFFFF),
+            message.copied, message.shared,
+        )  # fmt: skip
+        return b"".join((head, message.result, _encode_extras(extras)) if extras else (head, message.result))
+    if isinstance(message, Notice):
+        return _HEAD.pack(_NOTICE, _EXTRAS, 0, 0, 0, 0, 0) + _encode_extras(message.extras or Extras())
+    if isinstance(message, Ready):
+        return _HEAD.pack(_READY, 0, message.pid, 0, 0, 0, 0)
+    text = message.text.encode(errors="replace")
+    return _HEAD.pack(_FAILED, 0, 0, len(text), 0, 0, 0) + text
+
+
+def decode(data: Data) -> FromParent | FromWorker:
+    """Read a message from bytes; payloads inside are views of them.
+
+    Raises
+    ------
+    WireError
+        The bytes are no message.
+    """
+    try:
+        kind, flags, number, first, second, third, fourth = _HEAD.unpack_from(data)
+    except struct.error:
+        raise WireError(f"a message of {len(data)} bytes, shorter than its head") from None
+    view = memoryview(data)
+    start = _HEAD.size
+    if kind == _CALL:
+        middle, end = start + first, start + first + second
+        extras = _end(view, end, flags)
+        return Call(number, view[start:middle], view[middle:end], bool(flags & _READONLY), extras)
+    if kind == _ANSWER:
+        end = start + first
+        extras = _end(view, end, flags)
+        return Answer(number, bool(flags & _OK), view[start:end], third, fourth, second, extras)
+    if kind == _NOTICE:
+        return Notice(_end(view, start, flags))
+    if kind == _READY:
+        return Ready(number)
+    if kind == _FAILED:
+        _end(view, start + first, flags)
+        return Failed(bytes(view[start:]).decode(errors="replace"))
+    raise WireError(f"a message of unknown kind {kind}")
+
+
+def _end(view: memoryview, end: int, flags: int) -> Extras | None:
+    """Check that the message ends at ``end``, or has its extras there."""
+    if flags & _EXTRAS:
+        return _decode_extras(view, end)
+    if end != len(view):
+        raise WireError(f"a message of {len(view)} bytes that should have {end}")
+    return None
+
+
+def _encode_extras(extras: Extras) -> bytes:
+    triples = (extras.arenas, extras.freed, extras.kept, extras.released)
+    parts = [_COUNT.pack(len(extras.forgotten)), struct.pack(f"<{len(extras.forgotten)}Q", *extras.forgotten)]
+    for group in triples:
+        flat = [number for triple in group for number in triple]
+        parts += _COUNT.pack(len(group)), struct.pack(f"<{len(flat)}Q", *flat)
+    return b"".join(parts)
+
+
+def _decode_extras(view: memoryview, at: int) -> Extras:
+    def numbers(width: int) -> tuple[int, ...]:
+        nonlocal at
+        (count,) = _COUNT.unpack_from(view, at)
+        at += _COUNT.size
+        if at + 8 * width * count > len(view):
+            raise WireError(f"a message of {len(view)} bytes that lists {count} items")
+        found = struct.unpack_from(f"<{width * count}Q", view, at)
+        at += 8 * width * count
+        return found
+
+    def triples() -> list[tuple[int, int, int]]:
+        flat = numbers(3)
+        return list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))
+
+    try:
+        forgotten = list(numbers(1))
+        extras = Extras(triples(), triples(), forgotten, triples(), triples())
+    except struct.error:
+        raise WireError(f"a message cut short at {len(view)} bytes") from None
+    if at != len(view):
+        raise WireError(f"a message of {len(view)} bytes that should have {at}")
+    return extras

@@ -1,0 +1,1 @@
+"""Workers: the child that receives, runs and sends; the parent that starts and watches it."""

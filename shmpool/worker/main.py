@@ -1,0 +1,227 @@
+"""A worker: receive, run, send, in one thread.
+
+What a task's code can do to a worker is limited to what it could do to a worker of ``concurrent.futures``: raise
+anything, keep its arguments in globals, start threads, exit.  Whatever it raises becomes an answer; only the death of
+the process does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from shmpool.config import Config
+from shmpool.errors import SerializationError
+from shmpool.memory.segment import Mode
+from shmpool.serialize.mainmodule import MainModule
+from shmpool.serialize.pickling import EXCEPTION, RESULT, Pickling
+from shmpool.store import current
+from shmpool.store.blocks import ArenaInfo, Block
+from shmpool.store.peer import Peer
+from shmpool.store.refs import ObjectRef
+from shmpool.store.store import ObjectStore, Payload
+from shmpool.wire import messages
+from shmpool.wire.channel import WorkerEnd, die_with
+from shmpool.wire.messages import Answer, Call, Extras, Failed, Notice, Ready
+from shmpool.worker.init import Initializer, Travelled
+
+__all__ = ["Settings", "main"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a worker is told when it starts.  ``mode`` is how initargs are mapped."""
+
+    config: Config
+    capacity: int
+    mode: Mode
+
+
+def main(end: WorkerEnd, initializer: Initializer | Travelled, settings: Settings) -> None:
+    """Run a worker until no more calls can come."""
+    die_with(end.lifeline)
+    store = ObjectStore(settings.capacity, config=settings.config)
+    store.start_use()
+    current.set_store(store)
+    worker = _Worker(end, store, settings)
+    _quiet_interrupts(worker)
+    try:
+        if worker.start(initializer):
+            worker.run()
+    except (BrokenPipeError, ConnectionError):
+        pass  # the parent is gone
+    except KeyboardInterrupt:
+        pass  # between tasks: Ctrl-C is the parent's business
+
+
+def _quiet_interrupts(worker: _Worker) -> None:
+    """Ctrl-C reaches all processes of a terminal: let it interrupt a task, but not the worker's own code."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return  # the user has other plans
+
+    def on_interrupt(signum: int, frame: FrameType | None) -> None:
+        if worker.in_task:
+            signal.default_int_handler(signum, frame)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+
+
+class _Worker:
+    def __init__(self, end: WorkerEnd, store: ObjectStore, settings: Settings) -> None:
+        self._end = end
+        self._store = store
+        self._settings = settings
+        self._parent = Peer(upstream=True)
+        self._pickling = Pickling(MainModule.live(), store.wanted)
+        self._last_function: tuple[bytes, Any] | None = None
+        self.in_task = False
+        store.add_peer(self._parent)
+
+    def start(self, initializer: Initializer | Travelled) -> bool:
+        """Run the initializer, and say that this worker is ready; False if the initializer raised."""
+        if initializer.needs_arenas:
+            data = self._end.receive()
+            if data is None:
+                return False
+            message = messages.decode(data)
+            assert isinstance(message, Notice)
+            self._take(message.extras)
+        try:
+            self.in_task = True
+            initializer.run(self._store, self._parent, self._settings.mode)
+        except BaseException:
+            # As the standard library does; BaseException, since an exit would look like a crash.
+            logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)
+            self._end.send(messages.encode(Failed(traceback.format_exc())))
+            return False
+        finally:
+            self.in_task = False
+        self._end.send(messages.encode(Ready(os.getpid())))
+        return True
+
+    def run(self) -> None:
+        """Answer calls until no more can come."""
+        while True:
+            data = self._end.receive()
+            if data is None:
+                return
+            message = messages.decode(data)
+            if isinstance(message, Call):
+                self._take(message.extras)
+                self._answer(message)
+            elif isinstance(message, Notice):
+                self._take(message.extras)
+
+    def _take(self, extras: Extras | None) -> None:
+        """What the parent says beside the call."""
+        if extras is None:
+            return
+        store = self._store
+        fds = self._end.descriptors.take(len(extras.arenas))
+        for (arena_id, size, shared), fd in zip(extras.arenas, fds, strict=True):
+            store.meet(ArenaInfo(arena_id, size, bool(shared)), fd, self._parent)
+        if extras.freed:
+            store.freed(extras.freed)
+        if extras.forgotten:
+            store.forget(extras.forgotten)
+
+    def _answer(self, call: Call) -> None:
+        store = self._store
+        function = store.receive(call.function, self._parent)
+        arguments = store.receive(call.arguments, self._parent)
+        lent = function.blocks + arguments.blocks
+        mode: Mode = "r" if call.readonly else "c"
+        started = time.perf_counter_ns()
+        ok, result = self._run(function, arguments, mode)
+        microseconds = (time.perf_counter_ns() - started) // 1000
+        function.release()
+        arguments.release()
+        ok, payload = self._pack(ok, result)
+        del result  # its views, which may be of the arguments, must be gone before asking what is kept
+        extras = self._extras(payload, lent)
+        answer = Answer(call.task, ok, payload.data, payload.copied, payload.shared, microseconds, extras)
+        fds = self._hand_over(extras, payload.blocks) if payload.blocks else None
+        try:
+            self._end.send(messages.encode(answer), fds)
+        finally:
+            for fd in fds or ():
+                os.close(fd)
+
+    def _run(self, function: Payload, arguments: Payload, mode: Mode) -> tuple[bool, Any]:
+        """Call the function; its frame, and with it the arguments, are gone when this returns."""
+        try:
+            fn = self._function(function, mode)
+            args, kwargs = self._store.load(arguments, mode)
+            if kwargs or any(type(arg) is ObjectRef for arg in args):
+                args, kwargs = _resolved(args, kwargs, mode)
+            self.in_task = True
+            try:
+                return True, fn(*args, **kwargs)
+            finally:
+                self.in_task = False
+        except BaseException as error:
+            # All of it: SystemExit, KeyboardInterrupt; as in concurrent.futures.
+            return False, _with_traceback(error)
+
+    def _function(self, payload: Payload, mode: Mode) -> Callable[..., Any]:
+        """The function; one that is found by name (no state of its own) is looked up once, not for each task."""
+        last = self._last_function
+        if last is not None and last[0] == payload.data:
+            return last[1]  # type: ignore[no-any-return]
+        fn = self._store.load(payload, mode)
+        # STACK_GLOBAL MEMOIZE STOP: the stream ends with a look-up by name, so it is nothing but that.
+        if not payload.blocks and bytes(payload.data[-3:]) == b"\x93\x94.":
+            self._last_function = bytes(payload.data), fn
+        return fn  # type: ignore[no-any-return]
+
+    def _pack(self, ok: bool, result: Any) -> tuple[bool, Payload]:
+        store, pickling = self._store, self._pickling
+        try:
+            return ok, store.dump(result, pickling, RESULT if ok else EXCEPTION)
+        except BaseException as error:
+            if not ok and isinstance(error, SerializationError):
+                # What was raised cannot travel: its traceback, at least, can.
+                error.add_note(f"The exception was:\n{getattr(result, 'tb', result)}")
+            return False, store.dump(_with_traceback(error), pickling, EXCEPTION)
+
+    def _extras(self, payload: Payload, lent: list[Block]) -> Extras | None:
+        released = self._store.take_releases(self._parent)
+        if not (lent or released or payload.blocks):
+            return None
+        self._store.lend(payload, self._parent)
+        kept = self._store.kept_after(lent) if lent else []
+        return Extras(kept=kept, released=released)  # type: ignore[arg-type]  # a Block is a triple of numbers
+
+    def _hand_over(self, extras: Extras | None, blocks: list[Block]) -> list[int]:
+        assert extras is not None
+        fds = []
+        for info, fd in self._store.introduce(self._parent, blocks):
+            extras.arenas.append(info)
+            fds.append(fd)
+            self._parent.knows.add(info.id)
+        return fds
+
+
+def _resolved(args: tuple[Any, ...], kwargs: dict[str, Any], mode: Mode) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Refs at the top level become their values."""
+    return (
+        tuple(arg.get(mode) if type(arg) is ObjectRef else arg for arg in args),
+        {name: arg.get(mode) if type(arg) is ObjectRef else arg for name, arg in kwargs.items()},
+    )
+
+
+def _with_traceback(error: BaseException) -> Any:
+    """The exception in the standard library's envelope: it arrives with a ``_RemoteTraceback`` as its cause."""
+    from concurrent.futures.process import _ExceptionWithTraceback
+
+    envelope = _ExceptionWithTraceback(error, error.__traceback__)
+    error.__traceback__ = None  # its frames hold the task's arguments
+    return envelope

@@ -1,0 +1,185 @@
+"""The parent's side of a worker: start it, know when it has ended, and why.
+
+A process is started by a context of multiprocessing or loky; its end of the channel travels as any descriptor does
+while a process is being started.  Under fork, processes to replace others come from a template (see
+:mod:`shmpool.worker.template`), since this process may have threads by then.
+
+Every channel end of this process is on a list, so that a forked child, worker or not, can close its copies: otherwise
+a worker would not notice the death of this process for as long as that child lives.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import weakref
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
+from typing import Any, Protocol
+
+from shmpool.store.peer import Peer
+from shmpool.store.store import Payload
+from shmpool.wire.channel import ParentEnd, WorkerEnd, make_channel
+from shmpool.worker.init import Initializer
+from shmpool.worker.main import Settings, main
+
+__all__ = ["ProcessLike", "WorkerHandle", "start_worker"]
+
+
+class ProcessLike(Protocol):
+    """What is used of a ``multiprocessing.Process``."""
+
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def exitcode(self) -> int | None: ...
+    @property
+    def sentinel(self) -> int: ...
+    def is_alive(self) -> bool: ...
+    def join(self, timeout: float | None = None) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+class TravellingEnd:
+    """A worker's channel end, on its way into the process that is being started."""
+
+    def __init__(self, end: WorkerEnd) -> None:
+        self.end = end
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        calls, answers, lifeline = self.end.parts()
+        return _arrive, tuple(DupFd(fd) for fd in (calls.fileno(), answers.fileno(), lifeline))
+
+
+class _Arrived:
+    def __init__(self, end: WorkerEnd) -> None:
+        self.end = end
+
+
+def _arrive(calls: Any, answers: Any, lifeline: Any) -> _Arrived:
+    return _Arrived(end_from_fds(calls.detach(), answers.detach(), lifeline.detach()))
+
+
+def end_from_fds(calls: int, answers: int, lifeline: int) -> WorkerEnd:
+    """A worker's channel end from its descriptors."""
+    for fd in (calls, answers, lifeline):
+        os.set_inheritable(fd, False)
+    return WorkerEnd(socket.socket(fileno=calls), socket.socket(fileno=answers), lifeline)
+
+
+def _run(travelled: TravellingEnd | _Arrived, initializer: Initializer, settings: Settings) -> None:
+    main(travelled.end, initializer, settings)
+
+
+class WorkerHandle:
+    """A worker, as its parent sees it.
+
+    Attributes
+    ----------
+    process : ProcessLike
+    end : ParentEnd
+    peer : Peer
+    exited : int
+        A descriptor that becomes readable when the process has ended: unlike multiprocessing's sentinel (a pipe), it
+        does so also while children that the worker forked are alive.
+    lent : Payload or None
+        The initializer's arguments, held for as long as the worker lives.
+    """
+
+    __slots__ = ("_own_pidfd", "end", "exited", "lent", "peer", "pid", "process")
+
+    def __init__(self, process: ProcessLike, end: ParentEnd, lent: Payload | None) -> None:
+        self.process = process
+        self.end = end
+        self.peer = Peer(upstream=False)
+        self.lent = lent
+        assert process.pid is not None
+        self.pid = process.pid
+        try:
+            self.exited = os.pidfd_open(self.pid)
+            self._own_pidfd = True
+        except (OSError, AttributeError):
+            # An old kernel, or the process has been reaped already.
+            self.exited = process.sentinel
+            self._own_pidfd = False
+
+    def close(self) -> None:
+        """Close the channel and the rest; the worker, if it is alive, dies."""
+        self.end.close()
+        forget_when_forked(self.end)
+        if self._own_pidfd:
+            os.close(self.exited)
+            self._own_pidfd = False
+        if self.lent is not None:
+            self.lent.release()
+
+
+Starter = Callable[[WorkerEnd], tuple[ProcessLike, Payload | None]]
+
+
+def start_worker(starter: Starter) -> WorkerHandle:
+    """Make a channel and start a worker at its other end.
+
+    Parameters
+    ----------
+    starter : callable
+        Starts a process that runs :func:`shmpool.worker.main.main` on the end it is given.
+
+    Raises
+    ------
+    OSError
+        Out of descriptors or processes.
+    Exception
+        What pickling the initializer raises.
+    """
+    end, worker_end = make_channel()
+    guard_when_forked(end)
+    try:
+        process, lent = starter(worker_end)
+    except BaseException:
+        forget_when_forked(end)
+        end.close()
+        raise
+    finally:
+        worker_end.close()
+    return WorkerHandle(process, end, lent)
+
+
+def context_starter(context: Any, initializer: Initializer, settings: Settings) -> Starter:
+    """Start processes through a context of multiprocessing or loky."""
+
+    def start(end: WorkerEnd) -> tuple[ProcessLike, Payload | None]:
+        process: BaseProcess = context.Process(target=_run, args=(TravellingEnd(end), initializer, settings))
+        process.start()
+        lent, initializer.payload = initializer.payload, None
+        return process, lent
+
+    return start
+
+
+class _Guarded(Protocol):
+    def close_when_forked(self) -> None: ...
+
+
+_guarded: weakref.WeakSet[_Guarded] = weakref.WeakSet()
+
+
+def guard_when_forked(item: _Guarded) -> None:
+    """Have ``item``'s descriptors closed in whatever this process forks."""
+    _guarded.add(item)
+
+
+def forget_when_forked(item: _Guarded) -> None:
+    """``item`` has been closed."""
+    _guarded.discard(item)
+
+
+def _after_fork_in_child() -> None:
+    for item in list(_guarded):
+        item.close_when_forked()
+    _guarded.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

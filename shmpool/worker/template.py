@@ -1,0 +1,218 @@
+"""Under fork: a process that stays as the program was when the pool was made, and forks workers on request.
+
+By the time a worker has to be replaced, the parent has threads (the dispatcher, and whatever else): to fork it then can
+deadlock the child in a lock that another thread held, and the child would see the program as it is then.  The template
+is forked together with the first workers.  It has one thread, runs nothing of the user's, and forks a worker each time
+it is asked: so replacements are the same as the first workers were.
+
+A request is one byte with four descriptors: the worker's end of a channel, and a pipe through which the template
+reports the worker's exit code, since only it can wait for the worker.  The reply is the worker's pid.  The template
+ends when its socket closes, and is killed with its parent like a worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import struct
+import threading
+import time
+from multiprocessing import connection
+from typing import Any
+
+from shmpool.store.store import Payload
+from shmpool.wire.channel import WorkerEnd, die_with
+from shmpool.worker.init import Initializer
+from shmpool.worker.main import Settings, main
+from shmpool.worker.process import end_from_fds, forget_when_forked, guard_when_forked
+
+__all__ = ["Template"]
+
+_PID = struct.Struct("<i")
+_EXITCODE = struct.Struct("<i")
+
+
+class Template:
+    """The parent's side.
+
+    Parameters
+    ----------
+    context : multiprocessing context
+        Whose start method is fork.
+    initializer : Initializer
+    settings : Settings
+    """
+
+    def __init__(self, context: Any, initializer: Initializer, settings: Settings) -> None:
+        self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        lifeline, self._lifeline = os.pipe()
+        guard_when_forked(self)
+        try:
+            self._process = context.Process(
+                target=_serve, args=(context, other, lifeline, initializer, settings), name="shmpool-template"
+            )
+            self._process.start()
+        except BaseException:
+            self._close_descriptors()
+            raise
+        finally:
+            other.close()
+            os.close(lifeline)
+
+    def start(self, end: WorkerEnd) -> tuple[TemplateChild, Payload | None]:
+        """Have a worker forked.  Starts workers as :func:`shmpool.worker.process.context_starter`'s result does.
+
+        Raises
+        ------
+        OSError
+            The template is gone, or the system gives no more processes.
+        """
+        status, status_out = os.pipe()
+        try:
+            calls, answers, lifeline = end.parts()
+            socket.send_fds(self._socket, [b"f"], [calls.fileno(), answers.fileno(), lifeline, status_out])
+            reply = self._socket.recv(64)
+        except BaseException:
+            os.close(status)
+            raise
+        finally:
+            os.close(status_out)
+        if len(reply) != _PID.size:
+            os.close(status)
+            raise OSError(f"the template process could not fork a worker: {reply.decode() or 'it is gone'}")
+        return TemplateChild(_PID.unpack(reply)[0], status), None
+
+    def close(self) -> None:
+        """End the template process; its workers must have ended before."""
+        self._close_descriptors()
+        self._process.join()
+
+    def close_when_forked(self) -> None:
+        """In a child of this process: close the copies."""
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        forget_when_forked(self)
+        self._socket.close()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+
+class TemplateChild:
+    """A worker forked by the template, with the methods of a ``multiprocessing.Process`` that one uses on a worker."""
+
+    daemon = False
+
+    def __init__(self, pid: int, status: int) -> None:
+        self.pid = pid
+        self.name = f"shmpool-worker-{pid}"
+        self.sentinel = status
+        self._exitcode: int | None = None
+        self._lock = threading.Lock()  # guards the reading of the status
+
+    def __repr__(self) -> str:
+        state = "started" if self.exitcode is None else f"stopped exitcode={self.exitcode}"
+        return f"<{type(self).__name__} name={self.name!r} pid={self.pid} {state}>"
+
+    @property
+    def ident(self) -> int:
+        return self.pid
+
+    @property
+    def exitcode(self) -> int | None:
+        self.join(0)
+        return self._exitcode
+
+    def is_alive(self) -> bool:
+        return self.exitcode is None
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the end, at most ``timeout`` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._exitcode is None:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            poller = select.poll()
+            with self._lock:
+                if self.sentinel < 0:
+                    return
+                poller.register(self.sentinel, select.POLLIN)
+            ready = poller.poll(None if left is None else left * 1000)
+            if ready:
+                self._read_status()
+            elif left == 0:
+                return
+
+    def _read_status(self) -> None:
+        with self._lock:
+            if self.sentinel >= 0:
+                data = os.read(self.sentinel, _EXITCODE.size)
+                # Nothing: the template died before it could wait for the worker. 255 as forkserver's children.
+                self._exitcode = _EXITCODE.unpack(data)[0] if len(data) == _EXITCODE.size else 255
+                os.close(self.sentinel)
+                self.sentinel = -1
+
+    def _signal(self, number: int) -> None:
+        if self.exitcode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let go of the status pipe."""
+        with self._lock:
+            if self.sentinel >= 0:
+                os.close(self.sentinel)
+                self.sentinel = -1
+
+    def __del__(self) -> None:
+        if self.sentinel >= 0:
+            os.close(self.sentinel)
+
+
+def _serve(context: Any, requests: socket.socket, lifeline: int, initializer: Initializer, settings: Settings) -> None:
+    """The template's side: fork on request, report exit codes."""
+    die_with(lifeline)
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    children: dict[int, tuple[Any, int]] = {}  # by what tells of their end: process, status pipe
+
+    def forked(channel: list[int]) -> None:
+        requests.close()
+        for fd in (lifeline, *(status for _, status in children.values())):
+            os.close(fd)
+        signal.signal(signal.SIGINT, on_interrupt)
+        main(end_from_fds(*channel), initializer, settings)
+
+    while True:
+        for ready in connection.wait([requests, *children]):
+            if isinstance(ready, int):
+                process, status = children.pop(ready)
+                process.join()
+                os.close(ready)
+                with contextlib.suppress(OSError):  # nobody may want to know any more
+                    os.write(status, _EXITCODE.pack(process.exitcode))
+                os.close(status)
+                continue
+            _, fds, _, _ = socket.recv_fds(requests, 1, 4)
+            if len(fds) < 4:
+                return  # closed
+            *channel, status = fds
+            process = context.Process(target=forked, args=(channel,))
+            try:
+                process.start()
+                children[os.pidfd_open(process.pid)] = process, status
+            except OSError as error:
+                requests.send(f"{error}".encode())
+                os.close(status)
+            else:
+                requests.send(_PID.pack(process.pid))
+            for fd in channel:
+                os.close(fd)

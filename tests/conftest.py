@@ -1,0 +1,183 @@
+"""Fixtures for all tests, and the watch that is kept on each of them.
+
+Every test is watched: it fails when it leaves something behind (descriptors, processes, threads, names in /dev/shm,
+temporary files, blocks of the store), and when it hangs, the tracebacks of all threads are printed and the test process
+ends. `support.py` holds what is measured and how long is waited.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import importlib
+import multiprocessing.util
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from support import CHECKS, TIMEUNIT, Holdings, wait_until
+
+#: Units of time after which a test is taken to hang. The slowest take a tenth of it.
+HANGS_AFTER = 180
+#: Units of time that is waited for what a test let go of to be gone.
+GONE_AFTER = 5
+
+MARKERS = (
+    "leaks(reason, *checks): the test leaves something behind, for a reason; without checks, all are off",
+    "timeout(units): the test may take longer, or must take less, before it is taken to hang",
+)
+
+# On a shared machine the time that one example takes says nothing. Everything else stays as hypothesis chose it (where
+# CI is set, it chooses the same examples every time).
+settings.register_profile("shmpool", deadline=None, print_blob=True)
+settings.load_profile("shmpool")
+
+_stderr = pytest.StashKey[int]()
+_failed = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    # While a test runs, descriptor 2 is pytest's capture file, and what is in that is lost in a hard exit.
+    config.stash[_stderr] = os.dup(2)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _stderr in config.stash:
+        os.close(config.stash[_stderr])
+        del config.stash[_stderr]
+
+
+def pytest_report_header() -> str:
+    spec = importlib.util.find_spec("shmpool")
+    return f"shmpool: {spec.origin if spec else 'not installed'}; time unit {TIMEUNIT:g} s"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """End the test process with all tracebacks when one test hangs."""
+    marker = item.get_closest_marker("timeout")
+    units = marker.args[0] if marker else HANGS_AFTER
+    faulthandler.dump_traceback_later(units * TIMEUNIT, exit=True, file=item.config.stash[_stderr])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when != "teardown" and not report.passed:
+        item.stash[_failed] = True
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A temporary folder of this test process's own: what appears in it is the doing of its tests.
+
+    One for all tests, since a fork server that one test starts serves the later ones, with the environment that it
+    was started in. Its name is short, since the path of a socket may have 107 characters.
+    """
+    tmp_path_factory.getbasetemp()  # pytest's own folders do not belong in there
+    folder = Path(tempfile.mkdtemp(prefix="st-"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", str(folder))
+        # multiprocessing makes a folder once and keeps it until the process ends: not the doing of the test that
+        # happens to need it first.
+        multiprocessing.util.get_temp_dir()
+        # It is removed at exit with priority -100; this comes after it.
+        multiprocessing.util.Finalize(
+            None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=-101
+        )
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(
+    request: pytest.FixtureRequest, temporary_folder: Path
+) -> Iterator[None]:
+    """Fail a test that leaves something behind; see ``CHECKS`` in support.py for what is looked at.
+
+    It is the first fixture of a test, so that the test's own fixtures are gone when it looks; what fixtures of wider
+    scope hold was there before.
+    """
+    off = _checks_switched_off(request.node)
+    before = Holdings.now(temporary_folder)
+    yield
+    _forget_the_default_store()
+    if request.node.stash.get(_failed, False):
+        return  # the traceback holds the test's variables, and one failure is enough
+    getattr(request.node, "funcargs", {}).clear()  # what the test's fixtures returned
+
+    left: dict[str, list[str]] = {}
+
+    def all_gone() -> bool:
+        left.clear()
+        left.update(Holdings.now(temporary_folder).left_since(before, off=off))
+        return not left
+
+    if all_gone():
+        return
+    gc.collect()  # only now: with many packages imported it takes longer than most tests
+    with contextlib.suppress(AssertionError):
+        wait_until(all_gone, GONE_AFTER, "nothing")
+    if left:
+        lines = [f"  {CHECKS[check]}: {what}" for check in CHECKS for what in left.get(check, ())]
+        pytest.fail("the test left behind:\n" + "\n".join(lines), pytrace=False)
+
+
+def _checks_switched_off(node: pytest.Item) -> set[str]:
+    off: set[str] = set()
+    for marker in node.iter_markers("leaks"):
+        if not marker.args or marker.args[0] in CHECKS or set(marker.args[1:]) - CHECKS.keys():
+            pytest.fail(f"{marker} must be leaks(reason, *checks), checks of {', '.join(CHECKS)}")
+        off |= set(marker.args[1:]) or CHECKS.keys()
+    return off
+
+
+def _forget_the_default_store() -> None:
+    """Let the next user of the process-wide store make a new one; the old one goes with its last user.
+
+    It keeps its arenas warm, descriptors and all, which is its purpose, and it read its settings when it was made.
+    """
+    if "shmpool.store" in sys.modules:
+        sys.modules["shmpool.store"].set_store(None)
+
+
+@pytest.fixture(params=["fork", "forkserver", "spawn", "loky"])
+def start_method(request: pytest.FixtureRequest) -> str:
+    """Each way to start a process, by name: ``ShmExecutor(mp_context=start_method)``."""
+    return str(request.param)
+
+
+@pytest.fixture(params=["memfd", "file"])
+def memory_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each kind of memory that stores are made of, the process-wide one too."""
+    if request.param == "memfd" and not hasattr(os, "memfd_create"):
+        pytest.skip("this Python has no os.memfd_create")
+    importlib.import_module("shmpool.store")
+    monkeypatch.setenv("SHMPOOL_MEMORY_BACKEND", request.param)
+    _forget_the_default_store()
+    return str(request.param)
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers; the report of a failure says how to get the same again."""
+    seed = int(os.environ.get("SHMPOOL_TEST_SEED") or secrets.randbits(32))
+    request.node.add_report_section("setup", "random numbers", f"SHMPOOL_TEST_SEED={seed}")
+    return np.random.default_rng(seed)
