@@ -361,6 +361,7 @@ WORKS = {
             equals(tasks.total),
             items=8,
             kind="memory",
+            quick=False,
             notes="Of all processes together, shared pages once, beyond what they held "
             "before; the caller's own array, made before, does not count.",
         ),

@@ -16,13 +16,12 @@ Needs shmpool, scikit-learn (it brings scipy) and Pillow. Memory is measured on 
 """
 
 import argparse
+import json
 import multiprocessing
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
 from itertools import repeat
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -52,21 +51,25 @@ def photograph(photo: np.ndarray, scale: float, seed: int) -> np.ndarray:
     """Enlarge an 8-bit RGB photo and expose it again: float32, linear light, a sensor's noise."""
     height, width = (round(side * scale) for side in photo.shape[:2])
     picture = np.empty((height, width, 3), np.float32)
+    random = np.random.default_rng(seed)
     for channel in range(3):
         plane = Image.fromarray((photo[..., channel] / np.float32(255)) ** np.float32(2.2))
-        picture[..., channel] = plane.resize((width, height), Image.Resampling.LANCZOS)
-    noise = np.random.default_rng(seed).standard_normal(picture.shape, dtype=np.float32)
-    noise *= np.sqrt(np.maximum(picture, 0) * np.float32(0.008) + np.float32(0.0001))
-    picture += noise
+        light = np.asarray(plane.resize((width, height), Image.Resampling.LANCZOS))
+        noise = random.standard_normal(light.shape, dtype=np.float32)
+        noise *= np.sqrt(np.maximum(light, 0) * np.float32(0.008) + np.float32(0.0001))
+        np.add(light, noise, out=picture[..., channel])
     return picture
 
 
 def noise_level(picture: np.ndarray) -> float:
     """Standard deviation of the noise after `stabilise` (Immerkaer's estimator, robustly)."""
-    picture = stabilise(picture)
-    second = picture[:-2] - 2 * picture[1:-1] + picture[2:]
-    second = second[:, :-2] - 2 * second[:, 1:-1] + second[:, 2:]
-    return float(np.median(np.abs(second[::4, ::4]))) / (0.6745 * 6)
+    levels = []
+    for top in range(0, len(picture) - TILE_ROWS, TILE_ROWS):
+        rows = stabilise(picture[top : top + TILE_ROWS])
+        second = rows[:-2] - 2 * rows[1:-1] + rows[2:]
+        second = second[:, :-2] - 2 * second[:, 1:-1] + second[:, 2:]
+        levels.append(np.median(np.abs(second[::4, ::4])) / (0.6745 * 6))
+    return float(np.median(levels))
 
 
 def stabilise(picture: np.ndarray) -> np.ndarray:
@@ -119,22 +122,16 @@ def restore(executor: Executor, photos: list[np.ndarray], scale: float) -> tuple
     """Return the noisy pictures and the restored ones, in the order of `photos`."""
     noisy = list(executor.map(photograph, photos, repeat(scale), range(len(photos))))
     levels = list(executor.map(noise_level, noisy))
-
-    tiles, sigmas = [], []
-    for picture, level in zip(noisy, levels, strict=True):
-        for top in range(0, len(picture), TILE_ROWS):
-            tiles.append(picture[max(0, top - OVERLAP) : top + TILE_ROWS + OVERLAP])
-            sigmas.append(level)
-    clean = executor.map(denoise, tiles, sigmas)
-    sharp = executor.map(sharpen, clean)  # results of one stage are the arguments of the next
-
     restored = []
-    for picture in noisy:
+    for picture, level in zip(noisy, levels, strict=True):
+        tops = range(0, len(picture), TILE_ROWS)
+        tiles = [picture[max(0, top - OVERLAP) : top + TILE_ROWS + OVERLAP] for top in tops]
+        clean = executor.map(denoise, tiles, repeat(level))
+        sharp = executor.map(sharpen, clean)  # results of one stage are arguments of the next
         canvas = np.empty_like(picture)
-        for top in range(0, len(picture), TILE_ROWS):
-            inner = min(top, OVERLAP)
+        for top, tile in zip(tops, sharp, strict=True):
             part = canvas[top : top + TILE_ROWS]
-            part[:] = next(sharp)[inner : inner + len(part)]
+            part[:] = tile[min(top, OVERLAP) :][: len(part)]
         restored.append(canvas)
     return noisy, restored
 
@@ -142,38 +139,35 @@ def restore(executor: Executor, photos: list[np.ndarray], scale: float) -> tuple
 # The measurement around it.
 
 
-@contextmanager
-def counted_pipes():
-    """Count what multiprocessing's pipes carry from and to this process, in bytes."""
-    sent, received, counts = Connection._send, Connection._recv, []
+def count_pipes() -> list[int]:
+    """Note in a list what multiprocessing's pipes carry from and to this process, in bytes."""
+    counts = []
 
-    def count_send(self, buf, *args):
-        counts.append(len(buf))
-        return sent(self, buf, *args)
+    def counted(method, size):
+        def count_and_call(self, what, *args):
+            counts.append(size(what))
+            return method(self, what, *args)
 
-    def count_recv(self, size, *args):
-        counts.append(size)
-        return received(self, size, *args)
+        return count_and_call
 
-    Connection._send, Connection._recv = count_send, count_recv
-    try:
-        yield counts
-    finally:
-        Connection._send, Connection._recv = sent, received
+    Connection._send = counted(Connection._send, len)
+    Connection._recv = counted(Connection._recv, int)
+    return counts
 
 
 def run(name: str, photos: list[np.ndarray], options: argparse.Namespace, folder: str) -> None:
     """Restore the photos with one executor; leave the pictures and the figures in `folder`."""
-    with counted_pipes() as counts:
-        start = time.perf_counter()
-        with EXECUTORS[name](max_workers=options.workers) as executor:
-            noisy, restored = restore(executor, photos, options.scale)
-            seconds = time.perf_counter() - start
-            stats = executor.stats() if hasattr(executor, "stats") else None
+    counts = count_pipes()
+    start = time.perf_counter()
+    with EXECUTORS[name](max_workers=options.workers) as executor:
+        noisy, restored = restore(executor, photos, options.scale)
+        seconds = time.perf_counter() - start
+        stats = executor.stats() if hasattr(executor, "stats") else None
     copied = sum(counts)  # through pipes, once; that pickle copies them as well is not counted
     if stats is not None:  # into the shared store, and what was small enough for the message
         copied += stats.bytes_copied + stats.bytes_inline
-    np.savez(f"{folder}/{name}.npz", seconds=seconds, copied=copied, noisy=noisy[0])
+    Path(folder, f"{name}.json").write_text(json.dumps({"seconds": seconds, "copied": copied}))
+    np.save(f"{folder}/{name}.noisy.npy", noisy[0])
     for number, picture in enumerate(restored):
         np.save(f"{folder}/{name}.{number}.npy", picture)
 
@@ -193,26 +187,17 @@ def tree_memory(pid: int) -> int:
 
 def measure(name: str, photos: list[np.ndarray], options: argparse.Namespace, folder: str) -> dict:
     """`run` in a fresh process; its figures, and the peak memory of that process's tree."""
-    peak, done = 0, threading.Event()
     process = multiprocessing.get_context("spawn").Process(
         target=run, args=(name, photos, options, folder)
     )
     process.start()
-
-    def sample() -> None:
-        nonlocal peak
-        while not done.wait(0.02):
-            peak = max(peak, tree_memory(process.pid))
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    process.join()
-    done.set()
-    sampler.join()
+    peak = 0
+    while process.is_alive():
+        peak = max(peak, tree_memory(process.pid))
+        process.join(0.05)
     if process.exitcode:
         raise SystemExit(f"{name} failed with exit code {process.exitcode}")
-    figures = np.load(f"{folder}/{name}.npz")
-    return {"seconds": float(figures["seconds"]), "copied": int(figures["copied"]), "peak": peak}
+    return json.loads(Path(folder, f"{name}.json").read_text()) | {"peak": peak}
 
 
 def photos_of(files: list[str], quick: bool) -> dict[str, np.ndarray]:
@@ -220,12 +205,9 @@ def photos_of(files: list[str], quick: bool) -> dict[str, np.ndarray]:
     from sklearn.datasets import load_sample_images
 
     samples = load_sample_images()
-    names = [Path(name).stem for name in samples.filenames]
-    photos = dict(zip(names, samples.images, strict=True))
-    photos = {name: photos[name] for name in names[: 1 if quick else None]}
-    for file in files:
-        photos[Path(file).stem] = np.asarray(Image.open(file).convert("RGB"))
-    return photos
+    pairs = list(zip(samples.filenames, samples.images, strict=True))[: 1 if quick else None]
+    pairs += [(file, np.asarray(Image.open(file).convert("RGB"))) for file in files]
+    return {Path(file).stem: photo for file, photo in pairs}
 
 
 def save(file: Path, picture: np.ndarray) -> None:
@@ -247,7 +229,6 @@ def main() -> int:
     photos = photos_of(options.photos, options.quick)
 
     options.out.mkdir(parents=True, exist_ok=True)
-    # On disk, not in /dev/shm: what waits here for the comparison must not count as memory.
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
         rows = {n: measure(n, list(photos.values()), options, folder) for n in EXECUTORS}
         same = True
@@ -255,10 +236,9 @@ def main() -> int:
             pictures = [np.load(f"{folder}/{name}.{number}.npy") for name in EXECUTORS]
             same = same and all(np.array_equal(pictures[0], other) for other in pictures)
             save(options.out / f"{photo}.png", pictures[0])
-        noisy = np.load(f"{folder}/{next(iter(EXECUTORS))}.npz")["noisy"]
-        clean = np.load(f"{folder}/{next(iter(EXECUTORS))}.0.npy")
-        crop = (slice(len(noisy) // 3, len(noisy) // 3 + 400), slice(0, 400))
-        save(options.out / "before-after.png", np.hstack([noisy[crop], clean[crop]]))
+        pair = [np.load(f"{folder}/{next(iter(EXECUTORS))}.{which}.npy") for which in ("noisy", 0)]
+        detail = [p[len(p) // 3 :][:400, :400] for p in pair]
+        save(options.out / "before-after.png", np.hstack(detail))
 
     print(f"{'':22}{'seconds':>9}{'MB copied':>11}{'peak MB':>9}")
     for name, row in rows.items():

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from shmpool.serialize.custom import deregister_serializer, register_serializer
     from shmpool.serialize.inspect import inspect_serializability
     from shmpool.store.refs import ObjectRef, get, put
+    from shmpool.store.shared import asarray, empty, zeros
     from shmpool.store.store import ObjectStore, StoreStats
 
 _HOME = {
@@ -40,6 +41,9 @@ _HOME = {
     "SerializationError": "errors",
     "ShmExecutor": "executor",
     "ShmPoolError": "errors",
+    "asarray": "store.shared",
+    "empty": "store.shared",
+    "zeros": "store.shared",
     "StoreFullError": "errors",
     "StoreStats": "store.store",
     "TaskTimeoutError": "errors",
@@ -52,7 +56,30 @@ _HOME = {
     "register_serializer": "serialize.custom",
 }
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604  # all are strings
+__all__ = [
+    "BrokenPoolError",
+    "ExecutorStats",
+    "ObjectRef",
+    "ObjectStore",
+    "RefError",
+    "SerializationError",
+    "ShmExecutor",
+    "ShmPoolError",
+    "StoreFullError",
+    "StoreStats",
+    "TaskTimeoutError",
+    "WireError",
+    "WorkerDiedError",
+    "__version__",
+    "asarray",
+    "deregister_serializer",
+    "empty",
+    "get",
+    "inspect_serializability",
+    "put",
+    "register_serializer",
+    "zeros",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ _UNITS = {
 }  # fmt: skip
 
 
-def parse_size(value: int | float | str, what: str) -> int:
+def parse_size(value: float | str, what: str) -> int:
     """Bytes from a number or from a string such as ``"4GiB"`` or ``"500 MB"``.
 
     Raises
@@ -31,7 +31,9 @@ def parse_size(value: int | float | str, what: str) -> int:
         The value is neither a number nor a string.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise TypeError(f"{what} must be a number of bytes or a string such as '4GiB', not {value!r}")
+        raise TypeError(
+            f"{what} must be a number of bytes or a string such as '4GiB', not {value!r}"
+        )
     size: float
     if isinstance(value, str):
         text = value.strip().lower().replace("_", "")
@@ -40,7 +42,9 @@ def parse_size(value: int | float | str, what: str) -> int:
         try:
             size = float(digits) * _UNITS[unit]
         except (ValueError, KeyError):
-            raise ValueError(f"{what} must be a size such as 4000000, '500 MB' or '4GiB', not {value!r}") from None
+            raise ValueError(
+                f"{what} must be a size such as 4000000, '500 MB' or '4GiB', not {value!r}"
+            ) from None
     else:
         size = value
     if not 1 <= size < 1 << 62:
@@ -77,7 +81,7 @@ class Config:
     #: Freed pages that stay warm: recycled memory is ten times as fast as fresh memory, so this is generous. A share
     #: of the store's capacity.
     warm_share: float = 0.5
-    #: ... for this many seconds of idleness.
+    #: ... for this many seconds after the last use of the store.
     warm_seconds: float = 10.0
     #: Share of the memory that the machine or the cgroup allows that a store takes before it spills.
     capacity_share: float = 0.6
@@ -97,12 +101,16 @@ class Config:
         """
         env = os.environ
         default = cls()
-        backend = env.get("SHMPOOL_MEMORY_BACKEND") or ("memfd" if hasattr(os, "memfd_create") else "file")
+        backend = env.get("SHMPOOL_MEMORY_BACKEND") or (
+            "memfd" if hasattr(os, "memfd_create") else "file"
+        )
         if backend not in ("memfd", "file"):
             raise ValueError(f"SHMPOOL_MEMORY_BACKEND must be 'memfd' or 'file', not {backend!r}")
         detector = env.get("SHMPOOL_DIRTY_DETECTOR") or None
         if detector not in (None, "scan", "pagemap", "none"):
-            raise ValueError(f"SHMPOOL_DIRTY_DETECTOR must be 'scan', 'pagemap' or 'none', not {detector!r}")
+            raise ValueError(
+                f"SHMPOOL_DIRTY_DETECTOR must be 'scan', 'pagemap' or 'none', not {detector!r}"
+            )
         return cls(
             memory_backend=backend,  # type: ignore[arg-type]  # checked above
             inline_limit=_size(env, "SHMPOOL_INLINE_LIMIT", default.inline_limit),

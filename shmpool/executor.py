@@ -110,7 +110,9 @@ class ShmExecutor(Executor):
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         if mmap_mode not in ("c", "r"):
-            raise ValueError(f"mmap_mode must be 'c' (private copy-on-write) or 'r' (read-only), not {mmap_mode!r}")
+            raise ValueError(
+                f"mmap_mode must be 'c' (private copy-on-write) or 'r' (read-only), not {mmap_mode!r}"
+            )
         if store is not None and not isinstance(store, ObjectStore):
             raise TypeError(f"store must be an ObjectStore, not {store!r}")
         if mp_context is None and max_tasks_per_child is not None:
@@ -120,7 +122,7 @@ class ShmExecutor(Executor):
             _check_max_tasks(max_tasks_per_child, context)
         store = store or get_store()
         config = store.config
-        settings = Settings(config, store.capacity, mmap_mode)
+        settings = Settings(config, store.capacity, store.spill_dir, store.huge_pages, mmap_mode)
         launcher = Launcher(context, store, initializer, initargs, settings)
         machine = Machine(
             max_workers, max_tasks_per_child, launcher.forks,
@@ -217,9 +219,8 @@ class ShmExecutor(Executor):
         epoch = object() if all(type(it) in _INERT for it in iterables) else None
         if chunksize > 1:
             calls = _chunked(calls, chunksize)
-            fn = partial(_run_chunk, fn)
         try:
-            function = self._function(fn)
+            function = self._function(partial(_run_chunk, fn) if chunksize > 1 else fn)
         except Exception as error:
             submit_next: Callable[[tuple[Any, ...]], Future[Any]] = partial(_failed_call, error)
         else:
@@ -282,7 +283,9 @@ class ShmExecutor(Executor):
         payload = self._store.dump(fn, self._launcher.pickling, FUNCTION)
         return Function(payload, getattr(fn, "__qualname__", None) or repr(fn))
 
-    def _task(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], epoch: object) -> Task:
+    def _task(
+        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], epoch: object
+    ) -> Task:
         arguments = self._store.dump((args, kwargs), self._launcher.pickling, ARGUMENTS, epoch)
         return Task(function, arguments, self._readonly)
 
@@ -290,7 +293,9 @@ class ShmExecutor(Executor):
 _INERT = (list, tuple, range, itertools.repeat)
 
 
-def _submit_call(executor: weakref.ref[ShmExecutor], function: Function, epoch: object, args: tuple[Any, ...]) -> Future[Any]:
+def _submit_call(
+    executor: weakref.ref[ShmExecutor], function: Function, epoch: object, args: tuple[Any, ...]
+) -> Future[Any]:
     ex = executor()
     if ex is None:
         raise RuntimeError("cannot schedule new futures: the executor is gone")
@@ -365,5 +370,6 @@ def _check_max_tasks(max_tasks_per_child: object, context: Any) -> None:
         raise ValueError("max_tasks_per_child must be >= 1")
     if context.get_start_method(allow_none=False) == "fork":
         raise ValueError(
-            "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; supply a different mp_context."
+            "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; "
+            "supply a different mp_context."
         )

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
-from support import CHECKS, TIMEUNIT, Holdings, wait_until
+from support import CHECKS, TIMEUNIT, Holdings, live_blocks, wait_until
 
 #: Units of time after which a test is taken to hang. The slowest take a tenth of it.
 HANGS_AFTER = 180
@@ -118,14 +118,16 @@ def nothing_is_left_behind(
     off = _checks_switched_off(request.node)
     before = Holdings.now(temporary_folder)
     yield
-    _forget_the_default_store()
     if request.node.stash.get(_failed, False):
+        _forget_the_default_store()
         return  # the traceback holds the test's variables, and one failure is enough
     getattr(request.node, "funcargs", {}).clear()  # what the test's fixtures returned
 
     left: dict[str, list[str]] = {}
 
     def all_gone() -> bool:
+        if live_blocks() <= before.blocks.total():  # else it is needed to count them
+            _forget_the_default_store()
         left.clear()
         left.update(Holdings.now(temporary_folder).left_since(before, off=off))
         return not left
@@ -154,8 +156,8 @@ def _forget_the_default_store() -> None:
 
     It keeps its arenas warm, descriptors and all, which is its purpose, and it read its settings when it was made.
     """
-    if "shmpool.store" in sys.modules:
-        sys.modules["shmpool.store"].set_store(None)
+    if "shmpool.store.current" in sys.modules:
+        sys.modules["shmpool.store.current"].set_store(None)
 
 
 @pytest.fixture(params=["fork", "forkserver", "spawn", "loky"])
@@ -169,7 +171,7 @@ def memory_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """Each kind of memory that stores are made of, the process-wide one too."""
     if request.param == "memfd" and not hasattr(os, "memfd_create"):
         pytest.skip("this Python has no os.memfd_create")
-    importlib.import_module("shmpool.store")
+    importlib.import_module("shmpool.store.current")
     monkeypatch.setenv("SHMPOOL_MEMORY_BACKEND", request.param)
     _forget_the_default_store()
     return str(request.param)

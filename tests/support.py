@@ -91,7 +91,7 @@ class Holdings:
             Counter(_threads()),
             Counter(_names("/dev/shm")),
             Counter(_names(temp, but="pymp-")),  # multiprocessing's own folder, see conftest.py
-            Counter({"blocks that are still held": _live_blocks()}),
+            Counter({"blocks that are still held": live_blocks()}),
         )
 
     def left_since(self, before: Holdings, *, off: Collection[str] = ()) -> dict[str, list[str]]:
@@ -100,7 +100,7 @@ class Holdings:
         for check in CHECKS.keys() - set(off):
             more: Counter[str] = getattr(self, check) - getattr(before, check)
             if check == "shm":
-                more = Counter({name: n for name, n in more.items() if not _held_by_others(name)})
+                more = Counter({name: n for name, n in more.items() if not held_by_others(name)})
             if more:
                 found[check] = [
                     (f"{n} x " if n > 1 else "") + _describe(check, what)
@@ -206,14 +206,14 @@ def _names(folder: str | Path, *, but: str | tuple[str, ...] = ()) -> list[str]:
     return [os.path.join(folder, name) for name in names if not name.startswith(but)]
 
 
-def _live_blocks() -> int:
-    # A test that never imports shmpool pays nothing.
+def live_blocks() -> int:
+    """How many blocks the stores of this process hold; a test that never imports shmpool pays nothing."""
     count = getattr(sys.modules.get("shmpool.store"), "live_blocks", None)
     return count() if count else 0
 
 
-def _held_by_others(path: str) -> bool:
-    """Whether a process outside this one's tree has this name of /dev/shm open or mapped, or is named in it.
+def held_by_others(path: str) -> bool:
+    """Whether a process outside this one's tree has this file of /dev/shm open or mapped, or is named in its name.
 
     Test processes run side by side and /dev/shm is one for all of them, so a new name may be a neighbour's.
     """
@@ -225,13 +225,23 @@ def _held_by_others(path: str) -> bool:
     others = {int(entry) for entry in os.listdir("/proc") if entry.isdigit()} - family
     if others & {int(number) for number in re.findall(r"(?<![a-zA-Z\d])\d+(?![a-zA-Z\d])", path)}:
         return True  # as in loky-<pid>-<random>
-    for pid in others:
-        try:
-            if path in Path(f"/proc/{pid}/maps").read_text():
+    try:
+        file = os.stat(path)
+    except FileNotFoundError:
+        return True  # gone by now
+    return any(_holds(pid, file) for pid in others)
+
+
+def _holds(pid: int, file: os.stat_result) -> bool:
+    # By inode: a semaphore is made under another name, and that is the one which the list of mappings shows.
+    device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}"
+    try:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            if line.split()[3:5] == [device, str(file.st_ino)]:
                 return True
-            for fd in os.listdir(f"/proc/{pid}/fd"):
-                if os.readlink(f"/proc/{pid}/fd/{fd}").startswith(path):
-                    return True
-        except OSError:  # it has ended, or belongs to another user
-            continue
-    return False
+        return any(
+            os.path.samestat(os.stat(f"/proc/{pid}/fd/{fd}"), file)
+            for fd in os.listdir(f"/proc/{pid}/fd")
+        )
+    except OSError:  # it has ended, or belongs to another user
+        return False

@@ -10,6 +10,7 @@ process: a crash there is the end of the program in any library, so only excepti
 from __future__ import annotations
 
 import faulthandler
+import itertools
 import os
 import resource
 import signal
@@ -146,8 +147,15 @@ def test_death_of_a_worker_fails_its_task_only(
     assert successor != pid, "the dead worker was not replaced"
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("deed", RAISING)
+@pytest.mark.parametrize(
+    ("deed", "moment"),
+    # What is asked to exit while it pickles an argument is the caller of `submit`: see below.
+    [
+        (deed, moment)
+        for deed, moment in itertools.product(RAISING, MOMENTS)
+        if (deed, moment) != (exit_by_exception, "argument pickled")
+    ],
+)
 def test_exception_fails_its_task_only(
     start_method: str, deed: Callable[[], object], moment: str
 ) -> None:
@@ -158,6 +166,16 @@ def test_exception_fails_its_task_only(
             "no worker had to die"
         )
     assert isinstance(error, (RAISING[deed], SerializationError)), repr(error)
+
+
+def test_exit_while_an_argument_is_pickled_reaches_the_caller(start_method: str) -> None:
+    """As it does where any other function of the caller's says ``sys.exit()``, or is interrupted."""
+    with ShmExecutor(1, mp_context=start_method) as executor:
+        before = [executor.submit(abs, -i) for i in range(10)]
+        with pytest.raises(SystemExit):
+            executor.submit(take, Bad(exit_by_exception, "pickled"))
+        assert executor.submit(abs, -1).result(timeout=30 * TIMEUNIT) == 1
+        check_neighbours(before)
 
 
 @pytest.mark.parametrize("moment", IN_THE_WORKER)

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support import CHECKS, TIMEUNIT, wait_until
+from support import CHECKS, TIMEUNIT, held_by_others, wait_until
 
 HERE = Path(__file__).parent
 
@@ -71,9 +71,7 @@ def test_leaks_a_temporary_file_of_a_child():
     subprocess.run([sys.executable, "-c", "import tempfile; tempfile.mkdtemp()"], check=True)
 
 def test_leaks_store_blocks():
-    sys.modules["shmpool.store"] = types.SimpleNamespace(
-        live_blocks=lambda: 3, set_store=lambda store: None
-    )
+    sys.modules["shmpool.store"] = types.SimpleNamespace(live_blocks=lambda: 3)
 
 @pytest.mark.leaks("descriptors only", "descriptors")
 def test_leaks_what_the_marker_does_not_name():
@@ -217,9 +215,9 @@ def test_what_is_gone_in_time_or_kept_on_purpose_passes(
     assert runs and not any(runs.values()), runs or session.output
 
 
-def test_a_ref_that_is_kept_is_a_leak_and_the_default_store_is_none(tmp_path: Path) -> None:
+def test_an_array_that_is_kept_is_a_leak_and_the_default_store_is_none(tmp_path: Path) -> None:
     text = """
-import numpy as np, shmpool
+import os, numpy as np, shmpool
 
 kept = []
 
@@ -234,16 +232,37 @@ def test_makes_a_pool():
         assert executor.submit(np.add, 1, 2).result() == 3
 
 def test_gets_each_kind_of_memory(memory_backend):
-    array = shmpool.put(np.ones(1 << 18)).get()
-    maps = open("/proc/self/maps").read()
-    assert ("memfd:shmpool" in maps) == (memory_backend == "memfd" or kept != [])
     kept.clear()
+    array = shmpool.put(np.ones(1 << 18)).get()
+    kinds = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    assert any("memfd:shmpool" in kind for kind in kinds) == (memory_backend == "memfd")
 """
     session = run_pytest(tmp_path, text, unit=0.2)
     (wrong,) = session.wrong.pop("test_keeps_an_array")
     assert "blocks of the object store: " in wrong
     assert len(session.wrong) == 4, session.output
     assert not any(session.wrong.values()), session.output
+
+
+def test_a_name_in_dev_shm_that_another_program_holds_is_not_ours() -> None:
+    script = """
+import multiprocessing, os, sys
+if os.fork():
+    os._exit(0)  # the child is nobody's child from now on
+lock = multiprocessing.get_context("spawn").Lock()
+print(lock._semlock.name, flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout and parent.stdin
+        path = "/dev/shm/sem." + parent.stdout.readline().strip().removeprefix("/")
+        parent.wait()
+        assert os.path.exists(path)
+        assert held_by_others(path)
+        parent.stdin.close()
+        wait_until(lambda: not os.path.exists(path), 10, "the other program to end")
 
 
 def test_every_check_is_seen_to_fail() -> None:

@@ -47,11 +47,11 @@ ORDER: dict[str, tuple[str, ...]] = {
     "serialize": ("mainmodule", "custom", "inspect", "pickling"),
     "store": (
         *("limits", "blocks", "addresses", "leases", "written", "payload"),
-        *("peer", "arena", "store", "current", "refs"),
+        *("peer", "arena", "heap", "store", "current", "refs"),
     ),
     "wire": ("messages", "channel"),
-    "worker": ("init", "main", "process"),
-    "dispatch": ("state",),
+    "worker": ("init", "main", "process", "template", "launch"),
+    "dispatch": ("task", "state", "driver"),
     "integrations": (),
 }
 

@@ -17,11 +17,12 @@ thread of ours, and ends when the last worker is gone.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 import os
 import select
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
@@ -38,6 +39,8 @@ from shmpool.wire.messages import Answer, Call, Extras, Failed, Notice, Ready
 from shmpool.worker.process import ProcessLike, Starter, WorkerHandle, start_worker
 
 __all__ = ["Counts", "Driver"]
+
+_log = logging.getLogger("shmpool")
 
 #: A message to a worker names at most so many freed blocks, so that it fits in a packet.
 _MOST_FREED = 1000
@@ -94,7 +97,9 @@ class Driver:
         self._task_ids = itertools.count()
         self._workers: dict[int, WorkerHandle] = {}
         self._leaving: dict[int, WorkerHandle] = {}  # retired, not yet ended
-        self._by_fd: dict[int, tuple[int, WorkerHandle, bool]] = {}  # (worker, handle, is it its exit?)
+        self._by_fd: dict[
+            int, tuple[int, WorkerHandle, bool]
+        ] = {}  # (worker, handle, is it its exit?)
         self._poller: select.epoll | None = None
         self._wake = -1
         self._thread: threading.Thread | None = None
@@ -118,9 +123,9 @@ class Driver:
         if self._thread is not None:
             return
         with self._lock:
-            if self._thread is not None or self.finished:
+            if self._thread is not None or self.finished:  # type: ignore[redundant-expr]  # another thread was faster
                 return
-            self._store.start_use()
+            self._store.start_use(self.wake)
             self._poller = select.epoll()
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._poller.register(self._wake, select.EPOLLIN)
@@ -152,7 +157,9 @@ class Driver:
             number = next(self._task_ids)
             self._tasks[number] = task
             self.counts.submitted += 1
-            self.counts.count(len(task.arguments.data), task.arguments.copied, task.arguments.shared)
+            self.counts.count(
+                len(task.arguments.data), task.arguments.copied, task.arguments.shared
+            )
             settled = self._perform(self._machine.submitted(number))
         _settle(settled)
 
@@ -165,7 +172,9 @@ class Driver:
         if _exiting:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
         if os.getpid() != self._pid:
-            raise RuntimeError("this executor belongs to the process that made it; make another one after a fork")
+            raise RuntimeError(
+                "this executor belongs to the process that made it; make another one after a fork"
+            )
 
     def shutdown(self, cancel_futures: bool) -> threading.Thread | None:
         """Take no more tasks; return the thread to join, if there is one."""
@@ -174,7 +183,9 @@ class Driver:
         if cancel_futures:
             with self._lock:
                 self._machine.closing = True
-                waiting = [(number, task) for number, task in self._tasks.items() if not task.started]
+                waiting = [
+                    (number, task) for number, task in self._tasks.items() if not task.started
+                ]
             cancelled = [(number, task) for number, task in waiting if task.future.cancel()]
             with self._lock:
                 for number, task in cancelled:
@@ -201,10 +212,8 @@ class Driver:
         """Make the dispatcher thread look around.  Safe in finalizers and signal handlers."""
         wake = self._wake
         if wake >= 0 and os.getpid() == self._pid:
-            try:
+            with contextlib.suppress(OSError):  # it has just ended
                 os.eventfd_write(wake, 1)
-            except OSError:
-                pass  # it has just ended
 
     # ---------------------------------------------------------------- performing actions (holding _lock)
 
@@ -220,7 +229,11 @@ class Driver:
             elif isinstance(action, Start):
                 todo.extend(self._start_or_give_up(action.worker))
             elif isinstance(action, Recall):
-                todo.extend(self._machine.recalled(action.worker, self._take_back(action.worker, action.count)))
+                todo.extend(
+                    self._machine.recalled(
+                        action.worker, self._take_back(action.worker, action.most)
+                    )
+                )
             elif isinstance(action, Retire):
                 handle = self._workers.pop(action.worker)
                 self._leaving[action.worker] = handle
@@ -244,7 +257,9 @@ class Driver:
                     self.counts.died += 1
                     process = self._workers[action.worker].process
                     error = WorkerDiedError(
-                        pid=self._workers[action.worker].pid, exitcode=process.exitcode, task=task.function.name
+                        pid=self._workers[action.worker].pid,
+                        exitcode=process.exitcode,
+                        task=task.function.name,
                     )
                 settled.append((task, error))
         return settled
@@ -264,7 +279,10 @@ class Driver:
             extras, fds = self._extras(handle, task.blocks)
             task.introduced = [arena[0] for arena in extras.arenas]
             task.freed, task.forgotten = extras.freed, extras.forgotten
-        call = Call(number, task.function.payload.data, task.arguments.data, task.readonly, extras)
+        room = self._store.room_for(peer)
+        call = Call(
+            number, task.function.payload.data, task.arguments.data, task.readonly, room, extras
+        )
         try:
             sent = handle.end.send(messages.encode(call), fds)
         except OSError:
@@ -293,7 +311,7 @@ class Driver:
     def _take_back(self, worker: int, count: int) -> list[int]:
         """Tasks that a worker has not read; what else their messages said is to be said again."""
         handle = self._workers[worker]
-        numbers = []
+        numbers: list[int] = []
         while len(numbers) < count:
             data = handle.end.take_back()
             if data is None:
@@ -306,7 +324,8 @@ class Driver:
         return numbers
 
     def _start_worker(self, worker: int) -> None:
-        assert self._starter is not None and self._poller is not None
+        assert self._starter is not None
+        assert self._poller is not None
         handle = start_worker(self._starter)
         self._workers[worker] = handle
         self.processes[handle.pid] = handle.process
@@ -319,7 +338,7 @@ class Driver:
         if handle.lent is not None and handle.lent.blocks:
             extras, fds = self._extras(handle, handle.lent.blocks)
             try:
-                handle.end.send(messages.encode(Notice(extras)), fds)
+                handle.end.send(messages.encode(Notice(extras, 0)), fds)
             finally:
                 for fd in fds:
                     os.close(fd)
@@ -347,7 +366,7 @@ class Driver:
         poller = self._poller
         assert poller is not None
         while not self._is_finished():
-            for fd, _ in poller.poll():
+            for fd, _ in poller.poll(self._store.idle_seconds()):
                 if fd == self._wake:
                     os.eventfd_read(fd)
                     continue
@@ -359,11 +378,23 @@ class Driver:
                     self._reap(worker, handle)
                 else:
                     self._read(worker, handle)
+            if self._store.give_back_if_idle():
+                self._tell_idle_workers()
             if self._abandoned or _exiting:
                 with self._lock:
                     settled = self._perform(self._machine.closed())
                 _settle(settled)
         self._finish()
+
+    def _tell_idle_workers(self) -> None:
+        """After some idle time: tell workers what they need not keep, although there is no call to say it with."""
+        with self._lock:
+            for handle in self._workers.values():
+                extras, _ = self._extras(handle, [])
+                if extras:
+                    notice = Notice(extras, self._store.room_for(handle.peer))
+                    if not handle.end.send(messages.encode(notice)):
+                        self._unsaid(handle, extras)
 
     def _is_finished(self) -> bool:
         with self._lock:
@@ -377,14 +408,18 @@ class Driver:
         assert self._poller is not None
         self._poller.close()
         self._cleanup()
-        self._store.end_use()
+        self._store.end_use(self.wake)
         _unregister(self)
 
     def _read(self, worker: int, handle: WorkerHandle) -> bool:
         """Take in what a worker has answered; False if nothing more will come."""
         try:
             received, more = handle.end.receive()
-            answers = [message for data in received if (message := self._take(worker, handle, messages.decode(data)))]
+            answers = [
+                message
+                for data in received
+                if (message := self._take(worker, handle, messages.decode(data)))
+            ]
         except WireError as error:
             # Whatever it was, this worker cannot be trusted any more; the others can.
             self._disown(handle, error)
@@ -403,7 +438,9 @@ class Driver:
         if isinstance(message, Answer):
             with self._lock:
                 task = self._tasks.pop(message.task, None)
-                settled = self._perform(self._machine.answered(worker, message.task, message.microseconds))
+                settled = self._perform(
+                    self._machine.answered(worker, message.task, message.microseconds)
+                )
                 self.counts.done += 1
                 self.counts.count(len(message.result), message.copied, message.shared)
             if task is None:
@@ -428,9 +465,12 @@ class Driver:
             fds = handle.end.descriptors.take(len(extras.arenas))
             for (arena_id, size, shared), fd in zip(extras.arenas, fds, strict=True):
                 store.meet(ArenaInfo(arena_id, size, bool(shared)), fd, peer)
+        store.peer_resident(peer, answer.resident)
         payload = store.receive(answer.result, peer)
         if extras is not None and (extras.kept or extras.released):
-            store.peer_keeps(peer, [Block(*b) for b in extras.kept], [Block(*b) for b in extras.released])
+            store.peer_keeps(
+                peer, [Block(*b) for b in extras.kept], [Block(*b) for b in extras.released]
+            )
         if task.introduced:
             peer.knows.update(task.introduced)
         task.arguments.release()
@@ -452,6 +492,7 @@ class Driver:
             del future, task
 
     def _disown(self, handle: WorkerHandle, error: WireError) -> None:
+        _log.error("worker %d broke the protocol and is killed: %s", handle.pid, error)
         handle.process.kill()
         self._forget_fd(handle.end.answers.fileno())
 
@@ -494,7 +535,7 @@ class Driver:
         os.close(self._wake)
         self._wake = -1
         self._cleanup()
-        self._store.end_use()
+        self._store.end_use(self.wake)
         self.finished = True
         self.broken = "the workers could not be started"
 

@@ -24,6 +24,7 @@ Rules
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict, deque
 from typing import NamedTuple
 
@@ -44,10 +45,10 @@ class Send(NamedTuple):
 
 
 class Recall(NamedTuple):
-    """Take back up to ``count`` tasks that the worker has not read, oldest first; then tell :meth:`Machine.recalled`."""
+    """Take back up to ``most`` tasks that the worker has not read, oldest first; tell :meth:`Machine.recalled`."""
 
     worker: int
-    count: int
+    most: int
 
 
 class Retire(NamedTuple):
@@ -104,7 +105,8 @@ class Machine:
 
     __slots__ = (
         "_ahead", "_idle", "_limit", "_max_workers", "_microseconds", "_next_worker", "_pending", "_prefetch_max",
-        "_prefetch_min", "_prefetch_us", "_room", "_start_all", "_stillborn", "_workers", "broken", "closing", "stopped",
+        "_prefetch_min", "_prefetch_us", "_room", "_start_all", "_stillborn", "_workers",
+        "broken", "closing", "stopped",
     )  # fmt: skip
 
     def __init__(
@@ -123,7 +125,9 @@ class Machine:
         self._prefetch_max = prefetch_max
         self._prefetch_us = prefetch_us
         self._ahead = prefetch_min
-        self._microseconds = 1e6  # moving average of a task's duration: long until known to be short
+        self._microseconds = (
+            1e6  # moving average of a task's duration: long until known to be short
+        )
         self._pending: deque[int] = deque()
         self._workers: dict[int, _Worker] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()  # ready, nothing to do
@@ -156,7 +160,8 @@ class Machine:
         """A worker has run a task, in so many microseconds."""
         self._microseconds += (microseconds - self._microseconds) * 0.2
         self._ahead = max(
-            self._prefetch_min, min(self._prefetch_max, int(self._prefetch_us / (self._microseconds + 1.0)))
+            self._prefetch_min,
+            min(self._prefetch_max, int(self._prefetch_us / (self._microseconds + 1.0))),
         )
         return self._done(worker, task)
 
@@ -211,10 +216,8 @@ class Machine:
 
     def withdrawn(self, task: int) -> list[Action]:
         """A pending task was cancelled, or is no more wanted."""
-        try:
+        with contextlib.suppress(ValueError):
             self._pending.remove(task)
-        except ValueError:
-            pass
         return self._next()
 
     def closed(self) -> list[Action]:
@@ -299,7 +302,12 @@ class Machine:
                 actions.append(Send(task, worker))
         if recall and self._idle and not pending:
             self._recall(actions)
-        if self.closing and not self.stopped and not pending and not any(w.tasks for w in self._workers.values()):
+        if (
+            self.closing
+            and not self.stopped
+            and not pending
+            and not any(w.tasks for w in self._workers.values())
+        ):
             self.stopped = True
             actions.append(Stop())
         return actions

@@ -42,7 +42,17 @@ class Task:
         What else the message had that carried it, to be said again if the message is taken back.
     """
 
-    __slots__ = ("arguments", "blocks", "forgotten", "freed", "function", "future", "introduced", "readonly", "started")
+    __slots__ = (
+        "arguments",
+        "blocks",
+        "forgotten",
+        "freed",
+        "function",
+        "future",
+        "introduced",
+        "readonly",
+        "started",
+    )
 
     def __init__(self, function: Function, arguments: Payload, readonly: bool) -> None:
         self.future: Future[Any] = Future()

@@ -13,6 +13,9 @@ Guarantees: pages that :meth:`Segment.reserve` has returned for cannot raise SIG
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -22,9 +25,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PAGE", "Mapping", "Mode", "Segment", "round_up"]
+__all__ = ["HUGE_PAGE", "PAGE", "Bytes", "Mapping", "Mode", "Segment", "round_up"]
 
 PAGE = mmap.PAGESIZE
+#: The usual size of a huge page; what MFD_HUGETLB gives by default.
+HUGE_PAGE = 2 << 20
 Mode = Literal["r", "c", "r+"]
 Bytes = npt.NDArray[np.uint8]
 
@@ -33,7 +38,13 @@ Bytes = npt.NDArray[np.uint8]
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 # Linux's numbers; the fcntl module has them, but not on every build.
 _F_ADD_SEALS = getattr(fcntl, "F_ADD_SEALS", 1033)
+_MADV_POPULATE_WRITE = 23  # Linux 5.14
 _SEALS = 0x0001 | 0x0002 | 0x0004  # seal, shrink, grow
+
+
+# Unlike mmap.madvise, a call through ctypes lets other threads run meanwhile.
+_madvise = ctypes.CDLL(None, use_errno=True).madvise
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def round_up(value: int, multiple: int = PAGE) -> int:
@@ -52,13 +63,20 @@ class Mapping:
         The range in bytes; ``start`` is page-aligned.
     mode : {"r", "c", "r+"}
         See the module's docstring.
+    reserve : bool
+        For "c": set memory aside for private copies of all pages.  Huge pages need it: a write that finds none left
+        would be a SIGBUS.
     """
 
     __slots__ = ("_mmap", "address", "mode", "size", "start")
 
-    def __init__(self, fd: int, start: int, size: int, mode: Mode) -> None:
+    def __init__(
+        self, fd: int, start: int, size: int, mode: Mode, *, reserve: bool = False
+    ) -> None:
         if mode == "c":
-            flags, prot = mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+            flags, prot = mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
+            if not reserve:
+                flags |= _MAP_NORESERVE
         elif mode == "r":
             flags, prot = mmap.MAP_SHARED, mmap.PROT_READ
         else:
@@ -80,6 +98,23 @@ class Mapping:
     def drop_private_pages(self, start: int, stop: int) -> None:
         """Forget what was written to ``[start, stop)`` of a "c" mapping: the segment shows through again."""
         self._mmap.madvise(mmap.MADV_DONTNEED, start - self.start, stop - start)
+
+    def populate(self, start: int, stop: int) -> None:
+        """Make sure that the pages ``[start, stop)`` of an "r+" mapping exist, and are mapped.
+
+        Raises
+        ------
+        OSError
+            There is no room (where touching the pages would be a SIGBUS); or EINVAL: an old kernel.
+        """
+        if _madvise(self.address + start - self.start, stop - start, _MADV_POPULATE_WRITE):
+            code = ctypes.get_errno()
+            raise OSError(errno.ENOSPC if code == errno.EFAULT else code, "no memory for a block")
+
+    def advise(self, advice: int) -> None:
+        """Advise the system about all of the mapping; it need not listen."""
+        with contextlib.suppress(OSError):
+            self._mmap.madvise(advice)
 
     def give_back(self, start: int, stop: int) -> None:
         """Return the pages ``[start, stop)`` of an "r+" mapping to the system; they read as zeros afterwards."""
@@ -111,8 +146,8 @@ class Segment:
         ----------
         size : int
             Bytes, a multiple of the page size.
-        backend : {"memfd", "file"}
-            Anonymous memory, or an unlinked file in ``folder``.
+        backend : {"memfd", "huge", "file"}
+            Anonymous memory, the same of huge pages, or an unlinked file in ``folder``.
         folder : str, optional
             Where the file goes. Default: /dev/shm where it can be written to, else the temporary folder.
 
@@ -121,13 +156,15 @@ class Segment:
         OSError
             Out of descriptors, or the folder cannot be used.
         """
-        if backend == "memfd":
-            fd = os.memfd_create("shmpool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        anonymous = backend != "file"
+        if anonymous:
+            huge = os.MFD_HUGETLB if backend == "huge" else 0
+            fd = os.memfd_create("shmpool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | huge)
         else:
             fd = _open_unlinked(folder or _shared_folder())
         try:
             os.ftruncate(fd, size)
-            if backend == "memfd":
+            if anonymous:
                 fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
         except BaseException:
             os.close(fd)
@@ -139,7 +176,7 @@ class Segment:
         return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def reserve(self, start: int, stop: int) -> None:
-        """Make sure that the pages ``[start, stop)`` exist, so that touching them cannot fail.
+        """Make sure that there is room for the pages ``[start, stop)``, so that touching them cannot fail.
 
         Raises
         ------

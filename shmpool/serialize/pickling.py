@@ -1,15 +1,15 @@
 """Objects to pickle streams with out-of-band buffers, and back.
 
-Three ways, tried in this order, each only where the one before cannot or must not:
+Two picklers, the second only where the first cannot or must not:
 
-1. plain :func:`pickle.dumps` (0.2 us for a small tuple);
-2. a pickler with a dispatch table: the user's custom serializers, and the reductions that multiprocessing has for
-   sockets and connections.  Taken when there is something that plain pickle would do worse;
-3. cloudpickle's pickler (11 us) for what has no importable name: lambdas, closures, and what is defined in
-   ``__main__`` unless the receiver is known to have the very same thing (see :mod:`shmpool.serialize.mainmodule`).
+1. the standard library's (1 us for a small tuple), with a dispatch table: reductions of multiprocessing for sockets
+   and connections, ours for buffers that pickle copies needlessly, the user's custom serializers;
+2. cloudpickle's (11 us) for what has no importable name: lambdas, closures, and what is defined in ``__main__`` unless
+   the receiver is known to have the very same thing (see :mod:`shmpool.serialize.mainmodule`).  A stream that mentions
+   ``__main__`` is found by looking for that name in the bytes: a false alarm costs only time.
 
-What the second and third way must see is found by looking for names in the first way's bytes: a false alarm costs only
-time.  The second and third are one pickler.
+A stream comes in pieces: the pickler hands on large ``bytes`` and ``bytearray`` as they are, so that they are copied
+once, into the store.
 
 Guarantees: the object is not changed; buffers are views of the object's own memory (nothing is copied); an object
 that cannot be pickled raises :class:`SerializationError` and nothing else, RecursionError included.
@@ -17,13 +17,12 @@ that cannot be pickled raises :class:`SerializationError` and nothing else, Recu
 
 from __future__ import annotations
 
-import io
+import copyreg
 import pickle
-import sys
 from collections import ChainMap
 from collections.abc import Callable, Sequence
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import cloudpickle
 
@@ -31,15 +30,13 @@ from shmpool.errors import SerializationError
 from shmpool.serialize import custom
 from shmpool.serialize.inspect import culprit_path
 from shmpool.serialize.mainmodule import MainModule
+from shmpool.serialize.reductions import REDUCTIONS
 
 __all__ = [
     "ARGUMENTS", "EXCEPTION", "FUNCTION", "INITIALIZER", "OBJECT", "RESULT", "Dumped", "Pickling", "What", "loads",
 ]  # fmt: skip
 
 PROTOCOL = 5
-#: A plain pickle that mentions these must be made again with more care. (A connection of multiprocessing would be
-#: pickled as the number of its descriptor.)
-_SUSPICIOUS = (b"__main__", b"multiprocessing")
 #: What is being pickled, for error messages: a noun, and the name that a path into it begins with.
 FUNCTION = ("the function", "fn")
 ARGUMENTS = ("the arguments", "")  # a pair (args, kwargs), each with its own name
@@ -54,10 +51,17 @@ Wanted = Callable[[memoryview], bool]
 
 
 class Dumped(NamedTuple):
-    """A pickle stream and the buffers that it refers to, in order."""
+    """A pickle stream, in pieces to be joined, and the buffers that it refers to, in order."""
 
-    stream: bytes | memoryview
+    stream: list[bytes | memoryview]
     buffers: list[memoryview]
+
+
+class _Pieces(list[Any]):
+    """A file for a pickler to write to: keeps what it is given, without a copy."""
+
+    __slots__ = ()
+    write = list.append
 
 
 class Pickling:
@@ -94,22 +98,22 @@ class Pickling:
                 return False
             return True
 
-        stream: bytes | memoryview
-        if not custom.has_custom() and "torch" not in sys.modules:
-            try:
-                stream = pickle.dumps(obj, PROTOCOL, buffer_callback=in_band)
-            except Exception:  # whatever a class's __reduce__ raises: cloudpickle may do better, or says why not
-                pass
-            else:
-                # A function or class of __main__ itself, which the receiver has, is the usual case.
-                if not any(name in stream for name in _SUSPICIOUS) or self.main.has(obj):
-                    return Dumped(stream, buffers)
-            buffers.clear()
+        _refresh_table()
+        stream = _Pieces()
         try:
-            sink = io.BytesIO()
-            pickler = _CloudPickler(sink, self.main, in_band, _dispatch_table())
-            pickler.dump(obj)
-            stream = sink.getbuffer()
+            _Pickler(stream, PROTOCOL, buffer_callback=in_band).dump(obj)
+        except (
+            Exception
+        ):  # whatever a class's __reduce__ raises: cloudpickle may do better, or says why not
+            pass
+        else:
+            # A function or class of __main__ itself, which the receiver has, is the usual case.
+            if not any(b"__main__" in piece for piece in stream) or self.main.has(obj):
+                return Dumped(stream, buffers)
+        buffers.clear()
+        stream = _Pieces()
+        try:
+            _CloudPickler(stream, self.main, in_band).dump(obj)
         except Exception as error:
             raise self._explained(obj, what, error) from error
         return Dumped(stream, buffers)
@@ -119,44 +123,58 @@ class Pickling:
         roots = [(name, obj)] if name else zip(("args", "kwargs"), obj, strict=True)  # type: ignore[call-overload]
         culprits = (culprit_path(root, name, self._try) for name, root in roots)
         culprit = next(filter(None, culprits), None)
-        return SerializationError(what=noun, culprit=culprit, reason=f"{type(error).__name__}: {error}")
+        return SerializationError(
+            what=noun, culprit=culprit, reason=f"{type(error).__name__}: {error}"
+        )
 
     def _try(self, obj: object) -> object:
-        pickler = _CloudPickler(io.BytesIO(), self.main, lambda _: False, _dispatch_table())
-        pickler.dump(obj)
+        _CloudPickler(_Nowhere(), self.main, lambda _: False).dump(obj)
         return None
 
 
-class _MainByReference:
-    """Pickler mixin: what the receiver's ``__main__`` has goes by name, the rest as cloudpickle decides."""
+class _Nowhere:
+    """A file that keeps nothing."""
 
-    _main: MainModule
+    def write(self, data: object) -> None:
+        pass
+
+
+class _Pickler(pickle.Pickler):
+    dispatch_table: ClassVar[dict[type, Callable[[Any], Any]]]  # type: ignore[misc]  # of all instances
+
+
+class _CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is untyped
+    """What the receiver's ``__main__`` has goes by name, the rest as cloudpickle decides."""
+
+    def __init__(
+        self, file: Any, main: MainModule, in_band: Callable[[pickle.PickleBuffer], bool]
+    ) -> None:
+        # Before __init__: the C pickler looks for a dispatch table only there.
+        self.dispatch_table = ChainMap(_Pickler.dispatch_table, cloudpickle.Pickler.dispatch_table)
+        super().__init__(file, PROTOCOL, in_band)
+        self._main = main
 
     def reducer_override(self, obj: Any) -> Any:
         if self._main.has(obj):
             return NotImplemented  # the pickler then writes module and qualified name
-        return super().reducer_override(obj)  # type: ignore[misc]  # cloudpickle's
+        return super().reducer_override(obj)
 
 
-class _CloudPickler(_MainByReference, cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is untyped
-    def __init__(
-        self,
-        file: io.BytesIO,
-        main: MainModule,
-        in_band: Callable[[pickle.PickleBuffer], bool],
-        table: dict[type, Callable[[Any], Any]],
-    ) -> None:
-        # Before __init__: the C pickler looks for a dispatch table only there.
-        self.dispatch_table = ChainMap(table, cloudpickle.Pickler.dispatch_table)
-        super().__init__(file, PROTOCOL, in_band)
-        self._main = main
+_made_from: tuple[object, ...] = ()
 
 
-def _dispatch_table() -> dict[type, Callable[[Any], Any]]:
-    """Reductions beside pickle's own: multiprocessing's, then the user's."""
-    table: dict[type, Callable[[Any], Any]] = dict(ForkingPickler._extra_reducers)  # type: ignore[attr-defined]
-    table.update(custom.registered())
-    return table
+def _refresh_table() -> None:
+    """Make the dispatch table anew if what it is made from has changed.
+
+    It must be a plain dict (the pickler is slow with anything else), and a private table replaces copyreg's.
+    """
+    global _made_from
+    registered = custom.registered()
+    extra = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+    source = (registered, len(copyreg.dispatch_table), len(extra))
+    if source != _made_from or registered is not _made_from[0]:
+        _Pickler.dispatch_table = {**copyreg.dispatch_table, **extra, **REDUCTIONS, **registered}
+        _made_from = source
 
 
 def loads(stream: bytes | bytearray | memoryview, buffers: Sequence[memoryview]) -> Any:

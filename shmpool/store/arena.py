@@ -9,12 +9,14 @@ The caller holds the store's lock.
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING
 
 from shmpool.memory.allocator import Allocator
 from shmpool.memory.intervals import IntervalSet
-from shmpool.memory.segment import PAGE, Bytes, Mapping, Mode, Segment, round_up
-from shmpool.store.blocks import ArenaInfo
+from shmpool.memory.segment import Bytes, Mapping, Mode, Segment
+from shmpool.store.blocks import ArenaInfo, Block
 
 if TYPE_CHECKING:
     from shmpool.store.peer import Peer
@@ -56,6 +58,14 @@ class Arena:
             mapping = self._kept[mode] = self.segment.map(mode)
         return mapping
 
+    def own_mapping(self, mode: Mode, block: Block) -> Mapping:
+        """A mapping of one block for one taker."""
+        return Mapping(self.segment.fd, block.offset, block.size, mode, reserve=self.info.huge)
+
+    def descriptor_for_others(self) -> int:
+        """A new descriptor for another process: read-only, unless all may write.  The caller closes it."""
+        return os.dup(self.segment.fd) if self.info.shared else self.segment.open_readonly()
+
     def close(self) -> None:
         """Let go of the descriptor and the kept mappings; views that are alive stay valid."""
         self._kept.clear()
@@ -63,14 +73,24 @@ class Arena:
 
 
 class OwnArena(Arena):
-    """An arena that this process made, and alone writes to."""
+    """An arena that this process made, and alone writes to.
 
-    __slots__ = ("_allocator", "_populated")
+    Parameters
+    ----------
+    info : ArenaInfo
+    segment : Segment
+    granule : int
+        Blocks start and end at multiples of this.
+    """
 
-    def __init__(self, info: ArenaInfo, segment: Segment) -> None:
+    __slots__ = ("_allocator", "_populated", "_promised", "granule")
+
+    def __init__(self, info: ArenaInfo, segment: Segment, granule: int) -> None:
         super().__init__(info, segment, None)
-        self._allocator = Allocator(info.size, PAGE)
+        self.granule = granule
+        self._allocator = Allocator(info.size, granule)
         self._populated = IntervalSet()
+        self._promised: dict[int, list[tuple[int, int]]] = {}
 
     @property
     def used(self) -> int:
@@ -79,28 +99,48 @@ class OwnArena(Arena):
 
     @property
     def resident(self) -> int:
-        """Bytes of memory (or of disk) that the arena costs: blocks and freed pages that are still warm."""
+        """Bytes of memory (or of disk) that the arena costs: blocks, and freed pages that are still warm."""
         return self._populated.total
-
-    def fresh(self, offset: int, size: int) -> int:
-        """How many bytes of ``[offset, offset + size)`` have no memory yet."""
-        return sum(stop - start for start, stop in self._populated.missing(offset, offset + size))
 
     def allocate(self, nbytes: int) -> int | None:
         """Offset of a new block of at least ``nbytes`` bytes, or None if there is no gap for it."""
         return self._allocator.allocate(nbytes)
 
-    def populate(self, offset: int, nbytes: int) -> None:
-        """Reserve memory for a block.
+    def promise(self, offset: int, size: int) -> int:
+        """Count the pages of a new block as populated; return how many bytes of them are not yet."""
+        missing = self._populated.missing(offset, offset + size)
+        if not missing:
+            return 0
+        self._promised[offset] = missing
+        for start, stop in missing:
+            self._populated.add(start, stop)
+        return sum(stop - start for start, stop in missing)
+
+    def break_promise(self, offset: int) -> None:
+        """They will not be populated, or only in part."""
+        for start, stop in self._promised.pop(offset, ()):
+            self._populated.remove(start, stop)
+            self.kept_mapping("r+").give_back(start, stop)
+
+    def populate(self, offset: int, *, file: bool) -> None:
+        """Reserve the memory that a block was promised.  Needs no lock: the block is its maker's.
 
         Raises
         ------
         OSError
-            There is none.  The block is still allocated.
+            There is none; the promise stands.
         """
-        for start, stop in self._populated.missing(offset, offset + round_up(nbytes)):
-            self.segment.reserve(start, stop)
-            self._populated.add(start, stop)
+        for start, stop in self._promised.get(offset, ()):
+            if file:
+                self.segment.reserve(start, stop)
+            else:
+                try:
+                    self.kept_mapping("r+").populate(start, stop)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    self.segment.reserve(start, stop)  # Linux before 5.14
+        self._promised.pop(offset, None)
 
     def free(self, offset: int) -> None:
         """Give up a block.  Its pages stay warm until :meth:`trim`."""
@@ -109,6 +149,10 @@ class OwnArena(Arena):
     def writable(self, offset: int, nbytes: int) -> Bytes:
         """The bytes of a block, to be filled by its maker."""
         return self.kept_mapping("r+").array(offset, nbytes)
+
+    def advise(self, advice: int) -> None:
+        """Advise the system about the mapping through which blocks are written."""
+        self.kept_mapping("r+").advise(advice)
 
     def trim(self, most: int) -> int:
         """Return freed pages beyond ``most`` bytes to the system; return how many bytes of them are left warm."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["ArenaInfo", "Block", "BlockKey"]
+__all__ = ["HUGE", "SHARED", "ArenaInfo", "Block", "BlockKey"]
+
+SHARED, HUGE = 1, 2
 
 #: Names a block: (arena id, offset in the arena).
 BlockKey = tuple[int, int]
@@ -26,5 +28,15 @@ class ArenaInfo(NamedTuple):
 
     id: int
     size: int
-    #: True for arenas of ``shmpool.empty`` and its like, which all processes may write to.
-    shared: bool
+    #: A sum of the flags below.
+    flags: int
+
+    @property
+    def shared(self) -> bool:
+        """For ``shmpool.empty`` and its like: all processes may write to it."""
+        return bool(self.flags & SHARED)
+
+    @property
+    def huge(self) -> bool:
+        """Made of reserved huge pages."""
+        return bool(self.flags & HUGE)

@@ -26,15 +26,15 @@ def get_store() -> ObjectStore:
     return _store
 
 
-def set_store(store: ObjectStore) -> None:
-    """Make ``store`` the process-wide one."""
+def set_store(store: ObjectStore | None) -> None:
+    """Make ``store`` the process-wide one; None: a new one is made when it is needed."""
     global _store
     _store = store
 
 
 def live_blocks() -> int:
     """How many blocks this process's stores hold, finalizers done."""
-    return sum(store.stats().blocks for store in list(stores))
+    return sum(store.live_blocks() for store in list(stores))
 
 
 def _after_fork_in_child() -> None:

@@ -34,20 +34,23 @@ class Lease:
         Where the view lies in this process.
     first, last : int
         The part of it that the taker was given, as addresses; only there can it have been written to.
-    kept : bool
+    alone : bool
         The mapping is the arena's kept private one: this taker has it alone, and its private pages must go after it.
     """
 
-    __slots__ = ("_ref", "address", "block", "first", "kept", "last", "mapping", "nbytes")
+    __slots__ = ("_ref", "address", "alone", "block", "first", "last", "mapping", "nbytes")
 
-    def __init__(self, block: Block, mapping: Mapping, start: int, nbytes: int, first: int, last: int, kept: bool) -> None:
+    def __init__(
+        self, block: Block, mapping: Mapping, first: int, last: int, *, alone: bool
+    ) -> None:
+        shift = mapping.address - mapping.start
         self.block = block
         self.mapping = mapping
-        self.address = mapping.address + start - mapping.start
-        self.nbytes = nbytes
-        self.first = mapping.address + first - mapping.start
-        self.last = mapping.address + last - mapping.start
-        self.kept = kept
+        self.address = shift + block.offset
+        self.nbytes = block.size
+        self.first = shift + first
+        self.last = shift + last
+        self.alone = alone
         self._ref: _ViewRef | None = None
 
     @property
@@ -57,7 +60,7 @@ class Lease:
 
     def watch(self, view: Bytes, gone: Callable[[Lease], None]) -> None:
         """Call ``gone(self)`` when ``view`` and all that was made from it is gone."""
-        self._ref = _ViewRef(view, lambda ref: gone(ref.lease))  # type: ignore[attr-defined]
+        self._ref = _ViewRef(view, lambda ref: gone(ref.lease))
         self._ref.lease = self
 
     def end(self) -> None:

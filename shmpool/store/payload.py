@@ -1,10 +1,10 @@
-"""Payloads: an object as it travels.  A pickle stream, and where its out-of-band buffers lie in the store.
+r"""Payloads: an object as it travels.  A pickle stream, and where its out-of-band buffers lie in the store.
 
 As bytes (the only form that crosses a process boundary)::
 
-    b"\\0" stream                                        nothing in the store
-    b"\\1" tables stream                                 buffers in the store
-    b"\\2" tables                                        the above itself, too long for a message, lies in the first block
+    b"\0" stream                                        nothing in the store
+    b"\1" tables stream                                 buffers in the store
+    b"\2" tables                                        too long for a message: the above lies in the first block
 
     tables:  u32 number of blocks, u32 number of spans,
              then per block   u64 arena, u64 offset, u64 size
@@ -52,11 +52,13 @@ class Layout:
     indirect: bool = False
 
 
-def encode(stream: Buffer, blocks: list[Block], spans: list[Span]) -> bytes:
-    """Put a payload into bytes."""
+def encode(
+    stream: list[bytes | memoryview], blocks: list[Block], spans: list[Span]
+) -> list[bytes | memoryview]:
+    """Put a payload into bytes, in pieces to be joined; the stream comes in pieces."""
     if not blocks:
-        return b"\0" + stream
-    return b"".join((b"\1", _tables(blocks, spans), stream))
+        return [b"\0", *stream]
+    return [b"\1" + _tables(blocks, spans), *stream]
 
 
 def encode_indirect(blocks: list[Block], nbytes: int) -> bytes:
@@ -82,7 +84,7 @@ def decode(data: Buffer) -> Layout:
         The bytes are no payload.
     """
     view = memoryview(data)
-    if not len(view):
+    if len(view) == 0:
         raise WireError("an empty payload")
     kind = view[0]
     if kind == PLAIN:
@@ -94,7 +96,9 @@ def decode(data: Buffer) -> Layout:
         start = 1 + _COUNTS.size
         stop = start + 24 * (n_blocks + n_spans)
         if stop > len(view):
-            raise WireError(f"a payload of {len(view)} bytes with {n_blocks} blocks and {n_spans} spans")
+            raise WireError(
+                f"a payload of {len(view)} bytes with {n_blocks} blocks and {n_spans} spans"
+            )
         flat = struct.unpack_from(f"<{3 * (n_blocks + n_spans)}Q", view, start)
     except struct.error as error:
         raise WireError(f"a payload cut short at {len(view)} bytes") from error

@@ -29,6 +29,8 @@ class Peer:
     ----------
     upstream : bool
         The other end is our parent, not a worker of ours.
+    resident : int
+        For a worker: how much memory its arenas cost, in bytes, as it last said.
     knows : set of int
         Ids of the arenas that the other end surely has a descriptor of.
     keeps : set of BlockKey
@@ -41,11 +43,21 @@ class Peer:
         For the parent: blocks that were reported as kept and are now let go of.
     """
 
-    __slots__ = ("alive", "keeps", "knows", "to_forget", "to_free", "to_release", "upstream")
+    __slots__ = (
+        "alive",
+        "keeps",
+        "knows",
+        "resident",
+        "to_forget",
+        "to_free",
+        "to_release",
+        "upstream",
+    )
 
     def __init__(self, *, upstream: bool) -> None:
         self.upstream = upstream
         self.alive = True
+        self.resident = 0
         self.knows: set[int] = set()
         self.keeps: set[BlockKey] = set()
         self.to_free: list[tuple[int, int, int]] = []

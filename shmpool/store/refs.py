@@ -103,6 +103,6 @@ def get(refs: ObjectRef | Sequence[ObjectRef], mmap_mode: Mode = "r") -> Any:
     """The object of a ref, or the list of the objects of a list of refs; see :meth:`ObjectRef.get`."""
     if isinstance(refs, ObjectRef):
         return refs.get(mmap_mode)
-    if isinstance(refs, Sequence) and all(isinstance(ref, ObjectRef) for ref in refs):
+    if isinstance(refs, list | tuple) and all(isinstance(ref, ObjectRef) for ref in refs):
         return [ref.get(mmap_mode) for ref in refs]
     raise TypeError(f"get() takes an ObjectRef or a list of them, not {refs!r}")

@@ -1,48 +1,37 @@
-"""The object store: blocks in use, who holds them, and objects that travel through them.
+"""The object store: objects travel through blocks of shared memory.
 
 Data flow, for an object on its way out and in::
 
     dump:   object --pickle--> stream + buffers --locate or copy--> blocks --encode--> Payload
     load:   Payload --decode--> blocks --lease--> views --unpickle--> object
 
-One lock (``_lock``) guards all books of a store; code that runs under it calls no user code and takes no other lock.
-Finalizers only append to ``_pending`` and try, without waiting, to have it worked off (:meth:`ObjectStore._drain`);
-whoever holds the lock looks again when it lets go, so nothing is forgotten.  Large copies happen outside the lock,
-into blocks that are held already.
-
-A block is held, counted in ``_holds``, by each payload that names it, each lease of a view, each ref, each entry of
-``_written``, each peer that keeps it.  At zero a block of our own is free; one of a peer is reported to that peer
-(see :mod:`shmpool.store.peer`).
-
-After a fork the child's copy of a store is inert: it frees nothing, tells nobody, and its views stay readable.
+:class:`~shmpool.store.books.Books` keeps who holds which block, :class:`~shmpool.store.exchange.Exchange` deals with
+other processes, :class:`~shmpool.store.heap.Heap` finds room; here they are put together.  Large copies happen outside
+the lock, into blocks that are held already.
 """
 
 from __future__ import annotations
 
-import os
+import tempfile
 import threading
-import weakref
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from shmpool.config import Config, parse_size
-from shmpool.errors import RefError, StoreFullError, WireError
-from shmpool.memory import dirty
-from shmpool.memory.segment import Bytes, Mode, Segment, round_up
+from shmpool.memory.segment import HUGE_PAGE, Bytes, Mode, Segment, round_up
 from shmpool.serialize.pickling import Pickling, What, loads
 from shmpool.store import payload as wire_form
-from shmpool.store.addresses import AddressTable
-from shmpool.store.arena import Arena, OwnArena
-from shmpool.store.blocks import ArenaInfo, Block, BlockKey
-from shmpool.store.leases import Lease
+from shmpool.store.arena import OwnArena
+from shmpool.store.blocks import Block
+from shmpool.store.books import Payload, stores
+from shmpool.store.exchange import Exchange
+from shmpool.store.heap import Heap, HugePages
 from shmpool.store.limits import allowed_memory
 from shmpool.store.payload import Layout, Span
-from shmpool.store.peer import Peer
-from shmpool.store.written import Written, WrittenKey, owner_of, same_bytes
+from shmpool.store.written import owner_of, same_bytes
 
 __all__ = ["ObjectStore", "Payload", "StoreStats", "stores", "travelling"]
 
@@ -55,7 +44,6 @@ class _Travelling(threading.local):
     store: ObjectStore | None = None
     #: Blocks of the refs met while pickling; None outside of it.
     carried: list[Block] | None = None
-    mode: Mode = "c"
 
 
 travelling = _Travelling()
@@ -73,107 +61,97 @@ class StoreStats:
         Sent by reference, since they were in the store already.
     blocks, arenas : int
         Numbers of blocks held by this process, and of arenas open in it.
+    holders : dict of str to int
+        How many claims there are on those blocks, by who has them: "views" (arrays of this process), "workers" (kept
+        by a worker beyond its task), "copies" (kept in case the same array comes again), "others" (payloads of tasks
+        under way, object refs).
     used : int
         In blocks of this process's own arenas.
     resident : int
         Memory that those arenas cost, with freed pages that are kept warm.
+    spilled : int
+        Of the used bytes, those that are in spill files.
+    resident_in_workers : int
+        Memory that the workers' arenas cost, as they last said.
     capacity : int
-        What ``resident`` may grow to.
+        What ``resident`` and ``resident_in_workers`` may grow to, together.
     """
 
     bytes_copied: int
     bytes_shared: int
     blocks: int
     arenas: int
+    holders: dict[str, int]
     used: int
     resident: int
+    spilled: int
+    resident_in_workers: int
     capacity: int
 
 
-class _Hold:
-    __slots__ = ("block", "count", "credits", "reported")
-
-    def __init__(self, block: Block) -> None:
-        self.block = block
-        self.count = 0
-        self.credits = 0  # how many times the downstream owner counts it as lent to us
-        self.reported = False  # we, a worker, told our parent that we keep it
-
-
-class Payload:
-    """An object in its travelling form.  Holds its blocks until :meth:`release`.
-
-    Attributes
-    ----------
-    data : bytes
-        What goes into a message.
-    blocks : list of Block
-    copied, shared : int
-        Bytes of its buffers that were copied into the store, and that were there already.
-    """
-
-    __slots__ = ("_store", "blocks", "copied", "data", "shared")
-
-    def __init__(self, store: ObjectStore, data: bytes | memoryview, blocks: list[Block], copied: int = 0, shared: int = 0) -> None:
-        self._store = store
-        self.data = data
-        self.blocks = blocks
-        self.copied = copied
-        self.shared = shared
-
-    def release(self) -> None:
-        """Let go of the blocks.  May be called twice."""
-        if self.blocks:
-            blocks, self.blocks = self.blocks, []
-            self._store.let_go(blocks)
-
-    def release_later(self) -> None:
-        """The same, from a finalizer: without waiting for a lock."""
-        if self.blocks:
-            self._store._gone(self)
-
-
-class ObjectStore:
+class ObjectStore(Exchange):
     """Shared memory for the arrays that pass between a process and its workers.
 
     Parameters
     ----------
     capacity : int or str, optional
-        How much memory its blocks may take, in bytes or as a string such as "4GiB".  Default: 60 % of what the
-        machine or the control group allows.
+        How much memory the blocks of this process and of its workers may take, in bytes or as a string such as
+        "4GiB".  Default: 60 % of what the machine or the control group allows.
+    spill_dir : str, path or False, optional
+        Folder for what goes beyond the capacity, as files without names.  None (default): the temporary folder.
+        False: nothing is spilled.
+    huge_pages : {"auto", True, False}
+        ``"auto"`` (default) asks for transparent huge pages where the system gives them.  ``True`` uses reserved huge
+        pages; each private view of a block takes as many again.  ``False`` asks for none.
     config : Config, optional
         Tunables; default: from the environment.
 
     Raises
     ------
     ValueError, TypeError
-        The capacity is no size.
+        An argument makes no sense.
+    RuntimeError
+        ``huge_pages=True``, and the system has none reserved; the message says what to configure.
     """
 
-    def __init__(self, capacity: int | str | None = None, *, config: Config | None = None) -> None:
-        self.config = config or Config.from_env()
-        self.capacity: int = (
-            int(allowed_memory() * self.config.capacity_share) if capacity is None else parse_size(capacity, "capacity")
+    def __init__(
+        self,
+        capacity: int | str | None = None,
+        spill_dir: str | Literal[False] | None = None,
+        huge_pages: HugePages = "auto",
+        *,
+        config: Config | None = None,
+    ) -> None:
+        config = config or Config.from_env()
+        if huge_pages not in ("auto", True, False):
+            raise ValueError(f"huge_pages must be 'auto', True or False, not {huge_pages!r}")
+        self.capacity = (
+            int(allowed_memory() * config.capacity_share)
+            if capacity is None
+            else parse_size(capacity, "capacity")
         )
-        self._lock = threading.Lock()  # guards everything below but _pending
-        self._pending: deque[Lease | WrittenKey | Payload] = deque()
-        self._own: list[OwnArena] = []
-        self._arenas: dict[int, Arena] = {}  # own ones, too
-        self._holds: dict[BlockKey, _Hold] = {}
-        self._addresses: AddressTable[Lease] = AddressTable()
-        self._written = Written(self._gone)
-        self._peers: list[Peer] = []
-        self._detector = dirty.choose(self.config.dirty_detector)
-        self._copied = self._shared = 0
-        self._users = 0  # executors that are running: freed pages stay warm while there are any
-        self._inherited = False
-        stores.add(self)
+        self.spill_dir: str | Literal[False] | None = (
+            spill_dir if spill_dir in (None, False) else str(spill_dir)
+        )
+        self.huge_pages: HugePages = huge_pages
+        if huge_pages is True:
+            _try_huge_pages()
+        folder = tempfile.gettempdir() if self.spill_dir is None else self.spill_dir or None
+        super().__init__(config, Heap(config, self.capacity, folder, huge_pages))
 
-    # ---------------------------------------------------------------- objects out and in
+    # ---------------------------------------------------------------- objects out
 
     def wanted(self, buffer: memoryview) -> bool:
-        """Is a buffer worth the store?  Smaller ones ride in the message."""
-        return buffer.nbytes >= self.config.inline_limit
+        """Does a buffer go through the store?  Small ones ride in the message, unless they are shared by all."""
+        return buffer.nbytes >= self.config.inline_limit or (
+            self._shared_views > 0 and self.located(buffer)
+        )
+
+    def located(self, buffer: memoryview) -> bool:
+        """Is a buffer in the store already, so that it travels by reference?"""
+        source = np.frombuffer(buffer, np.uint8)
+        with self._books:
+            return self._locate(source) is not None
 
     def dump(self, obj: object, pickling: Pickling, what: What, epoch: object = None) -> Payload:
         """Bring ``obj`` into its travelling form.
@@ -194,77 +172,36 @@ class ObjectStore:
         StoreFullError
             There is no room.
         """
-        outer = travelling.carried
-        travelling.carried = carried = []
-        travelling.store = self
+        outer = travelling.store, travelling.carried
+        carried: list[Block] = []
+        travelling.store, travelling.carried = self, carried
         try:
             stream, buffers = pickling.dumps(obj, what)
         finally:
-            travelling.carried = outer
-        if not buffers and not carried and len(stream) < self.config.message_limit:
-            return Payload(self, b"\0" + stream, [])
+            travelling.store, travelling.carried = outer
+        if not buffers and not carried:
+            if len(stream) == 1:
+                if len(stream[0]) < self.config.message_limit:
+                    return Payload(self, b"\0" + stream[0], [])
+            elif sum(map(len, stream)) < self.config.message_limit:
+                return Payload(self, b"".join((b"\0", *stream)), [])
         return self._pack(stream, buffers, carried, epoch)
 
-    def load(self, payload: Payload, mode: Mode) -> Any:
-        """The object again, its large buffers as views of the store.
-
-        Parameters
-        ----------
-        payload : Payload
-            Still held by the caller.
-        mode : {"c", "r"}
-            Whether the views are private and writable, or read-only.
-        """
-        layout = wire_form.decode(payload.data)
-        if layout.indirect:
-            span = layout.spans[0]
-            whole = self._view(layout.blocks[0], span.start, span.start + span.nbytes, "r")
-            layout = wire_form.decode(memoryview(whole)[span.start : span.start + span.nbytes])
-        buffers = self._buffers(layout, mode) if layout.spans else []
-        outer = travelling.mode
-        travelling.store, travelling.mode = self, mode
-        try:
-            return loads(layout.stream, buffers)
-        finally:
-            travelling.mode = outer
-
-    def receive(self, data: bytes | memoryview, origin: Peer | None) -> Payload:
-        """Take a payload that came in a message; its blocks are held from now on.
-
-        Parameters
-        ----------
-        data : bytes-like
-        origin : Peer or None
-            Who sent it; None for a payload that this process has kept itself.
-
-        Raises
-        ------
-        WireError
-            It is no payload, or names an arena that this process does not have.
-        """
-        if data[0] == wire_form.PLAIN:
-            return Payload(self, data, [])
-        blocks = wire_form.decode(data).blocks
-        with self._books:
-            for block in blocks:
-                arena = self._arenas.get(block.arena)
-                if arena is None or block.offset + block.size > arena.info.size:
-                    raise WireError(f"a payload names {block}, which is in no arena that this process has")
-            for block in blocks:
-                hold = self._hold(block)
-                if origin is not None and self._arenas[block.arena].origin is origin and not origin.upstream:
-                    hold.credits += 1
-        return Payload(self, data, blocks)
-
-    def _pack(self, stream: bytes | memoryview, buffers: list[memoryview], carried: list[Block], epoch: object) -> Payload:
+    def _pack(
+        self,
+        stream: list[bytes | memoryview],
+        buffers: list[memoryview],
+        carried: list[Block],
+        epoch: object,
+    ) -> Payload:
         blocks: list[Block] = []
         spans: list[Span | None] = []
+        to_copy: list[tuple[int, Bytes]] = []  # (index in spans, bytes)
         copied = shared = 0
         try:
-            to_copy: list[tuple[int, Bytes]] = []  # (index in spans, bytes)
             for buffer in buffers:
                 source = np.frombuffer(buffer, np.uint8)
-                found = self._find(source, buffer, epoch)
+                found = self._find(source, epoch)
                 if found is None:
                     to_copy.append((len(spans), source))
                     spans.append(None)
@@ -277,35 +214,30 @@ class ObjectStore:
             for group in _grouped(to_copy, self.config.own_block):
                 self._write(group, blocks, spans, buffers, epoch)
             with self._books:
-                self._copied += copied
-                self._shared += shared
                 for block in carried:
                     self._hold(block)
                     blocks.append(block)
-            data = wire_form.encode(stream, blocks, spans)  # type: ignore[arg-type]  # no None is left in spans
-            if len(data) > self.config.message_limit:
-                copied += len(data)
-                block = self._allocate(len(data))
-                blocks.insert(0, block)
-                np.copyto(self._target(block, 0, len(data)), np.frombuffer(data, np.uint8))
-                data = wire_form.encode_indirect(blocks, len(data))
+            chunks = wire_form.encode(stream, blocks, spans)  # type: ignore[arg-type]  # no None is left in spans
+            nbytes = sum(map(len, chunks))
+            if nbytes > self.config.message_limit:
+                copied += nbytes
+                chunks = [self._indirect(chunks, nbytes, blocks)]
+            with self._books:
+                self._copied += copied
+                self._shared += shared
         except BaseException:
             self.let_go(blocks)
             raise
-        return Payload(self, data, blocks, copied, shared)
+        return Payload(self, b"".join(chunks), blocks, copied, shared)
 
-    def _find(self, source: Bytes, buffer: memoryview, epoch: object) -> tuple[Block, int] | None:
+    def _find(self, source: Bytes, epoch: object) -> tuple[Block, int] | None:
         """Where these bytes are in the store already: (block, now held, start in it)."""
-        address = source.__array_interface__["data"][0]
-        key = (address, source.nbytes)
         with self._books:
-            lease = self._addresses.find(address, source.nbytes)
-            if lease is not None:
-                if lease.private and self._detector.is_dirty(address, source.nbytes):
-                    return None
-                self._hold(lease.block)
-                first_byte = lease.mapping.start + address - lease.mapping.address
-                return lease.block, first_byte - lease.block.offset
+            found = self._locate(source)
+            if found is not None:
+                self._hold(found[0])
+                return found
+            key = (source.__array_interface__["data"][0], source.nbytes)
             entry = self._written.find(key)
             if entry is None:
                 return None
@@ -318,8 +250,24 @@ class ObjectStore:
         self.let_go([entry.block])  # what is written anew will take the entry's place
         return None
 
+    def _locate(self, source: Bytes) -> tuple[Block, int] | None:
+        """In which block these bytes lie, and where, if they are as the store has them."""
+        address = source.__array_interface__["data"][0]
+        lease = self._addresses.find(address, source.nbytes)
+        if lease is None or (lease.private and self._detector.is_dirty(address, source.nbytes)):
+            return None
+        return (
+            lease.block,
+            lease.mapping.start + address - lease.mapping.address - lease.block.offset,
+        )
+
     def _write(
-        self, group: list[tuple[int, Bytes]], blocks: list[Block], spans: list[Span | None], buffers: list[memoryview], epoch: object
+        self,
+        group: list[tuple[int, Bytes]],
+        blocks: list[Block],
+        spans: list[Span | None],
+        buffers: list[memoryview],
+        epoch: object,
     ) -> None:
         """Copy a group of buffers into one new block, and note where they are."""
         starts, end = [], 0
@@ -340,6 +288,42 @@ class ObjectStore:
                 if self._written.add(key, owner, block, start, epoch, constant):
                     self._hold(block)
 
+    def _indirect(
+        self, chunks: list[bytes | memoryview], nbytes: int, blocks: list[Block]
+    ) -> bytes:
+        """Write a payload that is too long for a message into the store; return what goes into the message."""
+        block = self._allocate(nbytes)
+        blocks.insert(0, block)
+        start = 0
+        for chunk in chunks:
+            np.copyto(self._target(block, start, len(chunk)), np.frombuffer(chunk, np.uint8))
+            start += len(chunk)
+        return wire_form.encode_indirect(blocks, nbytes)
+
+    # ---------------------------------------------------------------- objects in
+
+    def load(self, payload: Payload, mode: Mode) -> Any:
+        """The object again, its large buffers as views of the store.
+
+        Parameters
+        ----------
+        payload : Payload
+            Still held by the caller.
+        mode : {"c", "r"}
+            Whether the views are private and writable, or read-only.
+        """
+        layout = wire_form.decode(payload.data)
+        if layout.indirect:
+            span = layout.spans[0]
+            whole = self._view(layout.blocks[0], span.start, span.start + span.nbytes, "r")
+            layout = wire_form.decode(whole[span.start : span.start + span.nbytes].data)
+        buffers = self._buffers(layout, mode) if layout.spans else []
+        outer, travelling.store = travelling.store, self
+        try:
+            return loads(layout.stream, buffers)
+        finally:
+            travelling.store = outer
+
     def _buffers(self, layout: Layout, mode: Mode) -> list[memoryview]:
         """Views for the buffers of a payload.
 
@@ -352,94 +336,59 @@ class ObjectStore:
             first, last = ranges.get(index, (start, start))
             ranges[index] = min(first, start), max(last, start + nbytes)
         views = {
-            index: memoryview(self._view(layout.blocks[index], first, last, mode))
+            index: self._view(layout.blocks[index], first, last, mode).data
             for index, (first, last) in ranges.items()
         }
         return [views[index][start : start + nbytes] for index, start, nbytes in layout.spans]
 
-    def _view(self, block: Block, first: int, last: int, mode: Mode) -> Bytes:
-        """A new exporter of a whole block, of which the taker will use ``[first, last)``."""
-        with self._books:
-            arena = self._arenas[block.arena]
-            if arena.info.shared:
-                mode = "r+"
-            if mode != "c" or block.offset not in arena.taken:
-                mapping = arena.kept_mapping(mode)
-                if mode == "c":
-                    arena.taken.add(block.offset)
-                kept = mode == "c"
-            else:
-                # The kept mapping has a taker whose writes this one must not see.
-                mapping = arena.segment.map(mode, block.offset, block.size)
-                kept = False
-            lease = Lease(block, mapping, block.offset, block.size, block.offset + first, block.offset + last, kept)
-            view = mapping.array(block.offset, block.size)
-            self._hold(block)
-            self._addresses.add(lease)
-            lease.watch(view, self._gone)
-            return view
-
     # ---------------------------------------------------------------- blocks of our own
 
-    def _allocate(self, nbytes: int) -> Block:
-        """A new block, held once."""
+    def _allocate(self, nbytes: int, *, shared: bool = False) -> Block:
+        """A new block, held once, its memory reserved.
+
+        Raises
+        ------
+        StoreFullError
+            There is no room.
+        """
+        heap = self._heap
         with self._books:
-            block = self._allocate_locked(round_up(nbytes))
-            self._hold(block)
-            return block
-
-    def _allocate_locked(self, size: int) -> Block:
-        for arena in self._own:
-            offset = arena.allocate(size)
-            if offset is not None:
-                break
-        else:
-            arena = self._new_arena(size)
-            offset = arena.allocate(size)
-            assert offset is not None
+            arena, block = heap.allocate(nbytes, shared=shared, give_up=self._give_up_one)
+            self._take_in(arena, block)
         try:
-            fresh = arena.fresh(offset, size)
-            if fresh:
-                self._make_room(fresh, size)
-                arena.populate(offset, size)
-        except BaseException as error:
-            arena.free(offset)
-            if isinstance(error, OSError):
-                raise self._full(size, f"the system has no more: {error}") from error
-            raise
-        return Block(arena.info.id, offset, size)
-
-    def _new_arena(self, size: int) -> OwnArena:
-        config = self.config
-        doubled = 2 * self._own[-1].info.size if self._own else config.arena_min
-        arena_size = round_up(max(min(doubled, config.arena_max), size))
-        info = ArenaInfo(int.from_bytes(os.urandom(8), "little"), arena_size, shared=False)
-        try:
-            segment = Segment.create(arena_size, config.memory_backend)
+            heap.populate(arena, block)
         except OSError as error:
-            raise self._full(size, f"the system gives no more: {error}") from error
-        arena = OwnArena(info, segment)
-        self._own.append(arena)
-        self._arenas[info.id] = arena
-        return arena
+            with self._books:
+                arena.break_promise(block.offset)
+                self._unhold(block)
+                why = f"the system has no more room ({error})"
+                if heap.is_spilled(arena):
+                    raise heap.full(
+                        nbytes, f"that is the limit for memory, and for the spill folder {why}"
+                    ) from error
+                arena, block = heap.spill(nbytes, shared=shared, why=why)
+                self._take_in(arena, block)
+            try:
+                heap.populate(arena, block)
+            except OSError as second:
+                with self._books:
+                    arena.break_promise(block.offset)
+                    self._unhold(block)
+                    raise heap.full(
+                        nbytes, f"{why}, and neither has the spill folder ({second})"
+                    ) from second
+        return block
 
-    def _make_room(self, fresh: int, requested: int) -> None:
-        """Give back warm pages, and copies kept for later, until ``fresh`` more bytes are within the capacity."""
-        def over() -> int:
-            return sum(arena.resident for arena in self._own) + fresh - self.capacity
+    def _take_in(self, arena: OwnArena, block: Block) -> None:
+        self._arenas.setdefault(arena.info.id, arena)
+        self._hold(block)
 
-        while over() > 0:
-            self._trim(0)
-            if over() <= 0:
-                return
-            block = self._written.take_oldest()
-            if block is None:
-                raise self._full(requested, "that is all it may take")
-            self._unhold(block)
-
-    def _full(self, requested: int, detail: str) -> StoreFullError:
-        used = sum(arena.used for arena in self._own)
-        return StoreFullError(requested=requested, used=used, capacity=self.capacity, detail=detail)
+    def _give_up_one(self) -> bool:
+        block = self._written.take_oldest()
+        if block is None:
+            return False
+        self._unhold(block)
+        return True
 
     def _target(self, block: Block, start: int, nbytes: int) -> Bytes:
         """Bytes of a block of ours that the caller holds, to be written by its maker, or compared."""
@@ -447,249 +396,22 @@ class ObjectStore:
         assert isinstance(arena, OwnArena)
         return arena.writable(block.offset + start, nbytes)
 
-    def _trim(self, most: int) -> None:
-        for arena in self._own:
-            most = max(0, most - arena.trim(most))
-
-    # ---------------------------------------------------------------- holding
-
-    @property
-    def _books(self) -> _Books:
-        return _Books(self)
-
-    def _hold(self, block: Block) -> _Hold:
-        key = block[:2]
-        hold = self._holds.get(key)
-        if hold is None:
-            hold = self._holds[key] = _Hold(block)
-            self._arenas[block.arena].held += 1
-        hold.count += 1
-        return hold
-
-    def _unhold(self, block: Block) -> None:
-        key = block[:2]
-        hold = self._holds[key]
-        hold.count -= 1
-        if hold.count:
-            return
-        del self._holds[key]
-        arena = self._arenas[block.arena]
-        arena.held -= 1
-        if isinstance(arena, OwnArena):
-            arena.free(block.offset)
-            if not self._users:
-                self._trim(0)
-        else:
-            origin = arena.origin
-            assert origin is not None
-            if hold.reported:
-                origin.to_release.append(block)
-            elif hold.credits:
-                origin.to_free.append((block.arena, block.offset, hold.credits))
-            if arena.orphaned and not arena.held:
-                self._detach(arena)
-
-    def let_go(self, blocks: Iterable[Block]) -> None:
-        """Hold each of ``blocks`` once less."""
+    def is_shared(self, array: Any) -> bool:
+        """Do all processes write to the memory of this contiguous array?"""
         with self._books:
-            for block in blocks:
-                self._unhold(block)
+            address = array.__array_interface__["data"][0]
+            lease = self._addresses.find(address, array.nbytes)
+            return lease is not None and self._arenas[lease.block.arena].info.shared
 
-    def _gone(self, item: Lease | WrittenKey | Payload) -> None:
-        """The last user of a view, the array that a copy was made of, or the owner of a payload is gone.
-
-        Called by weak references wherever that happens: in any thread, inside any lock, at interpreter exit.
-        """
-        self._pending.append(item)
-        self._settle()
-
-    def _settle(self) -> None:
-        """Work off what finalizers have left, unless somebody holds the lock: then they will."""
-        while self._pending and self._lock.acquire(blocking=False):
-            try:
-                self._drain()
-            finally:
-                self._lock.release()
-
-    def _drain(self) -> None:
-        while self._pending:
-            gone = self._pending.popleft()
-            if self._inherited:
-                continue
-            if isinstance(gone, Payload):
-                for block in gone.blocks:
-                    self._unhold(block)
-                gone.blocks = []
-                continue
-            if isinstance(gone, tuple):
-                if (stale := self._written.remove_dead(gone)) is not None:
-                    self._unhold(stale)
-                continue
-            lease, block = gone, gone.block
-            self._addresses.remove(lease)
-            if lease.kept:
-                if self._detector.is_dirty(lease.first, lease.last - lease.first):
-                    lease.mapping.drop_private_pages(block.offset, block.offset + block.size)
-                self._arenas[block.arena].taken.discard(block.offset)
-            lease.end()
-            self._unhold(block)
-
-    # ---------------------------------------------------------------- peers
-
-    def add_peer(self, peer: Peer) -> None:
-        """Begin to deal with the process at the other end of a channel."""
-        with self._books:
-            self._peers.append(peer)
-
-    def introduce(self, peer: Peer, blocks: Iterable[Block]) -> list[tuple[ArenaInfo, int]]:
-        """The arenas of ``blocks`` that ``peer`` may not know, each with a descriptor that the caller must close."""
-        unknown = {block.arena for block in blocks} - peer.knows
-        found: list[tuple[ArenaInfo, int]] = []
-        if unknown:
-            with self._books:
-                for arena_id in unknown:
-                    arena = self._arenas[arena_id]
-                    if arena.origin is peer:
-                        continue
-                    fd = os.dup(arena.segment.fd) if arena.info.shared else arena.segment.open_readonly()
-                    found.append((arena.info, fd))
-        return found
-
-    def meet(self, info: ArenaInfo, fd: int, origin: Peer) -> None:
-        """Take in an arena that ``origin`` handed over; the descriptor is the store's now, known arena or not."""
-        segment = Segment(fd, info.size)
-        with self._books:
-            if info.id in self._arenas:
-                segment.close()
-                return
-            if os.fstat(fd).st_size < info.size:
-                raise WireError(f"{info} has only {os.fstat(fd).st_size} bytes")
-            self._arenas[info.id] = Arena(info, segment, origin)
-
-    def forget(self, arena_ids: Iterable[int]) -> None:
-        """Drop arenas that ``origin`` says are of no more use, each as soon as no block of it is held."""
-        with self._books:
-            for arena_id in arena_ids:
-                arena = self._arenas.get(arena_id)
-                if arena is None or isinstance(arena, OwnArena):
-                    continue
-                arena.orphaned = True
-                if not arena.held:
-                    self._detach(arena)
-
-    def freed(self, freed: Iterable[tuple[int, int, int]]) -> None:
-        """The parent has let go of blocks that were sent to it: (arena, offset, how often sent)."""
-        with self._books:
-            for arena_id, offset, times in freed:
-                hold = self._holds[arena_id, offset]
-                for _ in range(times):
-                    self._unhold(hold.block)
-
-    def lend(self, payload: Payload, peer: Peer) -> None:
-        """A result is about to be sent upstream: what comes from there needs no hold, the rest stays held as lent."""
-        with self._books:
-            for block in payload.blocks:
-                if self._arenas[block.arena].origin is peer:
-                    self._unhold(block)
-
-    def kept_after(self, blocks: Iterable[Block]) -> list[Block]:
-        """Of the blocks that came with a task, those that this worker still holds and has not reported yet."""
-        kept = []
-        with self._books:
-            for block in blocks:
-                hold = self._holds.get(block[:2])
-                if hold is None or hold.reported:
-                    continue
-                origin = self._arenas[block.arena].origin
-                if origin is not None and origin.upstream:
-                    hold.reported = True
-                    kept.append(block)
-        return kept
-
-    def peer_keeps(self, peer: Peer, kept: Iterable[Block], released: Iterable[Block]) -> None:
-        """A worker has said which blocks of its task it keeps, and which earlier ones it has let go of.
-
-        Raises
-        ------
-        WireError
-            It names a block that it cannot have.
-        """
-        with self._books:
-            for block in kept:
-                key = block[:2]
-                if key not in self._holds:
-                    raise WireError(f"a worker keeps {block}, which was not lent to it")
-                if key not in peer.keeps:
-                    peer.keeps.add(key)
-                    self._hold(self._holds[key].block)
-            for block in released:
-                key = block[:2]
-                if key in peer.keeps:
-                    peer.keeps.remove(key)
-                    self._unhold(self._holds[key].block)
-
-    def take_releases(self, peer: Peer) -> list[Block]:
-        """What this worker has to tell its parent: blocks kept earlier and let go of since."""
-        if not peer.to_release:
-            return []
-        with self._books:
-            released, peer.to_release = peer.to_release, []
-            return released
-
-    def take_frees(self, peer: Peer, most: int) -> tuple[list[tuple[int, int, int]], list[int]]:
-        """What to tell a worker: blocks of its that are free, arenas that it need not keep; at most so many each."""
-        if not peer.to_free and not peer.to_forget:
-            return [], []
-        with self._books:
-            freed, peer.to_free = peer.to_free[:most], peer.to_free[most:]
-            forgotten, peer.to_forget = peer.to_forget[:most], peer.to_forget[most:]
-            return freed, forgotten
-
-    def untake_frees(self, peer: Peer, freed: list[tuple[int, int, int]], forgotten: list[int]) -> None:
-        """The message with these did not arrive: they are still to be told."""
-        with self._books:
-            peer.to_free[:0] = freed
-            peer.to_forget[:0] = forgotten
-
-    def lost_peer(self, peer: Peer) -> None:
-        """The other end is gone: its claims end, its arenas live on as long as blocks of them are held here."""
-        with self._books:
-            if not peer.alive:
-                return
-            peer.alive = False
-            self._peers.remove(peer)
-            for key in peer.keeps:
-                self._unhold(self._holds[key].block)
-            peer.keeps.clear()
-            for arena in list(self._arenas.values()):
-                if arena.origin is peer:
-                    arena.orphaned = True
-                    if not arena.held:
-                        self._detach(arena)
-
-    def _detach(self, arena: Arena) -> None:
-        del self._arenas[arena.info.id]
-        arena.close()
-        for peer in self._peers:
-            if arena.info.id in peer.knows:
-                peer.knows.discard(arena.info.id)
-                peer.to_forget.append(arena.info.id)
+    def new_shared(self, nbytes: int) -> Bytes:
+        """A writable view of a new block that every process writes to that receives it; at least one byte."""
+        block = self._allocate(nbytes, shared=True)
+        try:
+            return self._view(block, 0, block.size, "r+")[: max(nbytes, 1)]
+        finally:
+            self.let_go([block])
 
     # ---------------------------------------------------------------- life
-
-    def start_use(self) -> None:
-        """An executor begins to use the store: from now on freed pages are kept warm."""
-        with self._books:
-            self._users += 1
-
-    def end_use(self) -> None:
-        """An executor is done with the store; after the last one freed memory goes back to the system at once."""
-        with self._books:
-            self._users -= 1
-            if not self._users:
-                while (block := self._written.take_oldest()) is not None:
-                    self._unhold(block)
-                self._trim(0)
 
     def pin_views(self) -> Payload:
         """Hold every block that has a view now, for children about to be forked that may look at them."""
@@ -702,57 +424,54 @@ class ObjectStore:
     def stats(self) -> StoreStats:
         """What the store did and holds."""
         with self._books:
+            heap = self._heap
             return StoreStats(
                 bytes_copied=self._copied,
                 bytes_shared=self._shared,
                 blocks=len(self._holds),
                 arenas=len(self._arenas),
-                used=sum(arena.used for arena in self._own),
-                resident=sum(arena.resident for arena in self._own),
+                holders=self._holders(),
+                used=heap.used,
+                resident=heap.resident,
+                spilled=heap.spilled,
+                resident_in_workers=sum(peer.resident for peer in self._peers),
                 capacity=self.capacity,
             )
 
-    def _after_fork_in_child(self) -> None:
-        self._inherited = True
-        self._lock = threading.Lock()
-        self._pending.clear()
+    def _holders(self) -> dict[str, int]:
+        views = len(self._addresses)
+        workers = sum(len(peer.keeps) for peer in self._peers)
+        copies = len(self._written)
+        total = sum(hold.count for hold in self._holds.values())
+        return {
+            "views": views,
+            "workers": workers,
+            "copies": copies,
+            "others": total - views - workers - copies,
+        }
 
 
-class _Books:
-    """Holding a store's lock, with what finalizers have left worked off on the way in and out."""
-
-    __slots__ = ("_store",)
-
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-
-    def __enter__(self) -> None:
-        store = self._store
-        store._lock.acquire()
-        if store._pending:
-            store._drain()
-
-    def __exit__(self, *_: object) -> None:
-        store = self._store
-        store._lock.release()
-        if store._pending:
-            store._settle()
-
-
-def _grouped(items: list[tuple[int, Bytes]], own_block: int) -> list[list[tuple[int, Bytes]]]:
+def _grouped(items: Iterable[tuple[int, Bytes]], own_block: int) -> list[list[tuple[int, Bytes]]]:
     """Large buffers one by one, small ones together."""
-    small = [item for item in items if item[1].nbytes < own_block]
-    groups = [[item] for item in items if item[1].nbytes >= own_block]
+    groups: list[list[tuple[int, Bytes]]] = []
+    small: list[tuple[int, Bytes]] = []
+    for item in items:
+        if item[1].nbytes >= own_block:
+            groups.append([item])
+        else:
+            small.append(item)
     return [*groups, small] if small else groups
 
 
-stores: weakref.WeakSet[ObjectStore] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for store in list(stores):
-        store._after_fork_in_child()
-    stores.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+def _try_huge_pages() -> None:
+    try:
+        segment = Segment.create(HUGE_PAGE, "huge")
+        try:
+            segment.reserve(0, HUGE_PAGE)
+        finally:
+            segment.close()
+    except OSError as error:
+        raise RuntimeError(
+            f"huge_pages=True, but the system gives no huge page ({error}): reserve some, for example with "
+            "'sysctl vm.nr_hugepages=512' (1 GiB of pages of 2 MiB), or use huge_pages='auto'"
+        ) from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +51,9 @@ class Entry:
 
     __slots__ = ("block", "constant", "epoch", "owner", "start")
 
-    def __init__(self, owner: weakref.ref[Any], block: Block, start: int, epoch: object, constant: bool) -> None:
+    def __init__(
+        self, owner: weakref.ref[Any], block: Block, start: int, epoch: object, constant: bool
+    ) -> None:
         self.owner = owner
         self.block = block
         self.start = start
@@ -85,7 +87,9 @@ class Written:
         self._entries.move_to_end(key)
         return entry
 
-    def add(self, key: WrittenKey, owner: Any, block: Block, start: int, epoch: object, constant: bool) -> bool:
+    def add(
+        self, key: WrittenKey, owner: Any, block: Block, start: int, epoch: object, constant: bool
+    ) -> bool:
         """Remember a copy; False if the owner cannot be watched, and so nothing was remembered."""
         gone = self._gone
         try:
@@ -98,12 +102,17 @@ class Written:
     def remove(self, key: WrittenKey) -> Block | None:
         """Forget an entry, if there is one; its block is the caller's to let go of."""
         entry = self._entries.pop(key, None)
-        return entry and entry.block
+        return None if entry is None else entry.block
 
     def remove_dead(self, key: WrittenKey) -> Block | None:
         """The same, unless memory at ``key`` has an owner again."""
         entry = self._entries.get(key)
         return self.remove(key) if entry is not None and entry.owner() is None else None
+
+    def blocks(self) -> list[tuple[Block, int]]:
+        """The blocks that entries hold, with how many entries each."""
+        times = Counter(entry.block for entry in self._entries.values())
+        return list(times.items())
 
     def take_oldest(self) -> Block | None:
         """Forget the entry that was used the longest ago."""

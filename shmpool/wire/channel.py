@@ -19,6 +19,7 @@ how many are its own.  Sending and receiving may be done by two threads, but nei
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import os
 import select
@@ -41,8 +42,6 @@ MAX_PACKET = 160 * 1024
 _MAX_FDS = 253
 _FD_SPACE = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 _F_SETSIG = getattr(fcntl, "F_SETSIG", 10)  # Linux's number
-
-
 
 
 def die_with(lifeline: int) -> None:
@@ -86,7 +85,9 @@ class Descriptors:
             Fewer have arrived.
         """
         if count > len(self._fds):
-            raise WireError(f"a message that comes with {count} descriptors, of which {len(self._fds)} have arrived")
+            raise WireError(
+                f"a message that comes with {count} descriptors, of which {len(self._fds)} have arrived"
+            )
         return [self._fds.popleft() for _ in range(count)]
 
     def close(self) -> None:
@@ -106,9 +107,21 @@ class ParentEnd:
         The end that keeps the worker alive.
     """
 
-    __slots__ = ("__weakref__", "_buffer", "_calls", "_filled", "_lifeline", "_parsed", "_unread", "answers", "descriptors")
+    __slots__ = (
+        "__weakref__",
+        "_buffer",
+        "_calls",
+        "_filled",
+        "_lifeline",
+        "_parsed",
+        "_unread",
+        "answers",
+        "descriptors",
+    )
 
-    def __init__(self, calls: socket.socket, unread: socket.socket, answers: socket.socket, lifeline: int) -> None:
+    def __init__(
+        self, calls: socket.socket, unread: socket.socket, answers: socket.socket, lifeline: int
+    ) -> None:
         self._calls = calls
         self._unread = unread
         self.answers = answers
@@ -159,7 +172,9 @@ class ParentEnd:
         self._make_room()
         space = memoryview(self._buffer)[self._filled :]
         try:
-            got, ancillary, _, _ = self.answers.recvmsg_into([space], _FD_SPACE, socket.MSG_CMSG_CLOEXEC)
+            got, ancillary, _, _ = self.answers.recvmsg_into(
+                [space], _FD_SPACE, socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return [], True
         except ConnectionError:
@@ -198,10 +213,8 @@ class ParentEnd:
 
     def end_of_calls(self) -> None:
         """Let the worker finish what was sent, and then end."""
-        try:
+        with contextlib.suppress(OSError):  # it is gone already
             self._calls.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # it is gone already
 
     def close_when_forked(self) -> None:
         """In a child of this process: close the copies."""
@@ -238,6 +251,14 @@ class WorkerEnd:
         self.descriptors = Descriptors()
         self._buffer: bytearray | None = None
 
+    def wait(self, seconds: float | None) -> bool:
+        """Wait at most so long for a message or the end of messages; False if neither came.  None: do not ask."""
+        if seconds is None:
+            return True
+        poller = select.poll()
+        poller.register(self.calls, select.POLLIN)
+        return bool(poller.poll(seconds * 1000 + 1))
+
     def receive(self) -> memoryview | None:
         """Wait for a message; its bytes are valid until the next call.  None: no more will come.
 
@@ -249,7 +270,9 @@ class WorkerEnd:
         if self._buffer is None:
             self._buffer = bytearray(MAX_PACKET)
         try:
-            got, ancillary, flags, _ = self.calls.recvmsg_into([self._buffer], _FD_SPACE, socket.MSG_CMSG_CLOEXEC)
+            got, ancillary, flags, _ = self.calls.recvmsg_into(
+                [self._buffer], _FD_SPACE, socket.MSG_CMSG_CLOEXEC
+            )
         except ConnectionError:
             return None
         if ancillary:
@@ -302,4 +325,6 @@ def make_channel() -> tuple[ParentEnd, WorkerEnd]:
         for one in made:
             one.close()
         raise
-    return ParentEnd(calls, unread, answers, parent_lifeline), WorkerEnd(worker_calls, worker_answers, lifeline)
+    return ParentEnd(calls, unread, answers, parent_lifeline), WorkerEnd(
+        worker_calls, worker_answers, lifeline
+    )

@@ -15,12 +15,23 @@ from dataclasses import dataclass, field
 
 from shmpool.errors import WireError
 
-__all__ = ["Answer", "Call", "Extras", "Failed", "FromParent", "FromWorker", "Notice", "Ready", "decode", "encode"]
+__all__ = [
+    "Answer",
+    "Call",
+    "Extras",
+    "Failed",
+    "FromParent",
+    "FromWorker",
+    "Notice",
+    "Ready",
+    "decode",
+    "encode",
+]
 
 Data = bytes | memoryview
 
 _CALL, _NOTICE, _READY, _FAILED, _ANSWER = range(1, 6)
-_HEAD = struct.Struct("<BBQIIQQ")
+_HEAD = struct.Struct("<BBQIIQQQ")
 _COUNT = struct.Struct("<I")
 #: Message flags.
 _EXTRAS, _OK, _READONLY = 1, 2, 4
@@ -54,20 +65,25 @@ class Extras:
 
 @dataclass(slots=True)
 class Call:
-    """Run a function: the payloads of the function and of (args, kwargs)."""
+    """Run a function: the payloads of the function and of (args, kwargs).
+
+    ``room`` is how much memory the worker's arenas may take, in bytes.
+    """
 
     task: int
     function: Data
     arguments: Data
     readonly: bool = False
+    room: int = 0
     extras: Extras | None = None
 
 
 @dataclass(slots=True)
 class Notice:
-    """Extras that no call is there to carry."""
+    """Extras that no call is there to carry; ``room`` as in a call, 0 for nothing new."""
 
     extras: Extras | None
+    room: int = 0
 
 
 @dataclass(slots=True)
@@ -89,7 +105,7 @@ class Answer:
     """A task's result, or (if not ``ok``) the exception it raised.
 
     ``copied`` and ``shared`` count bytes of the result that were copied into the store, and that were there already;
-    ``microseconds`` is how long the function ran.
+    ``microseconds`` is how long the function ran; ``resident`` is how much memory the worker's arenas cost.
     """
 
     task: int
@@ -98,6 +114,7 @@ class Answer:
     copied: int = 0
     shared: int = 0
     microseconds: int = 0
+    resident: int = 0
     extras: Extras | None = None
 
 
@@ -110,7 +127,9 @@ def encode(message: FromParent | FromWorker) -> bytes:
     if isinstance(message, Call):
         extras = message.extras
         flags = (_READONLY if message.readonly else 0) | (_EXTRAS if extras else 0)
-        head = _HEAD.pack(_CALL, flags, message.task, len(message.function), len(message.arguments), 0, 0)
+        head = _HEAD.pack(
+            _CALL, flags, message.task, len(message.function), len(message.arguments), message.room, 0, 0
+        )  # fmt: skip
         body = (head, message.function, message.arguments)
         return b"".join((*body, _encode_extras(extras)) if extras else body)
     if isinstance(message, Answer):
@@ -118,15 +137,19 @@ def encode(message: FromParent | FromWorker) -> bytes:
         flags = (_OK if message.ok else 0) | (_EXTRAS if extras else 0)
         head = _HEAD.pack(
             _ANSWER, flags, message.task, len(message.result), min(message.microseconds, 0xFFFFFFFF),
-            message.copied, message.shared,
+            message.copied, message.shared, message.resident,
         )  # fmt: skip
-        return b"".join((head, message.result, _encode_extras(extras)) if extras else (head, message.result))
+        return b"".join(
+            (head, message.result, _encode_extras(extras)) if extras else (head, message.result)
+        )
     if isinstance(message, Notice):
-        return _HEAD.pack(_NOTICE, _EXTRAS, 0, 0, 0, 0, 0) + _encode_extras(message.extras or Extras())
+        return _HEAD.pack(_NOTICE, _EXTRAS, 0, 0, 0, message.room, 0, 0) + _encode_extras(
+            message.extras or Extras()
+        )
     if isinstance(message, Ready):
-        return _HEAD.pack(_READY, 0, message.pid, 0, 0, 0, 0)
+        return _HEAD.pack(_READY, 0, message.pid, 0, 0, 0, 0, 0)
     text = message.text.encode(errors="replace")
-    return _HEAD.pack(_FAILED, 0, 0, len(text), 0, 0, 0) + text
+    return _HEAD.pack(_FAILED, 0, 0, len(text), 0, 0, 0, 0) + text
 
 
 def decode(data: Data) -> FromParent | FromWorker:
@@ -138,7 +161,7 @@ def decode(data: Data) -> FromParent | FromWorker:
         The bytes are no message.
     """
     try:
-        kind, flags, number, first, second, third, fourth = _HEAD.unpack_from(data)
+        kind, flags, number, first, second, third, fourth, fifth = _HEAD.unpack_from(data)
     except struct.error:
         raise WireError(f"a message of {len(data)} bytes, shorter than its head") from None
     view = memoryview(data)
@@ -146,13 +169,17 @@ def decode(data: Data) -> FromParent | FromWorker:
     if kind == _CALL:
         middle, end = start + first, start + first + second
         extras = _end(view, end, flags)
-        return Call(number, view[start:middle], view[middle:end], bool(flags & _READONLY), extras)
+        return Call(
+            number, view[start:middle], view[middle:end], bool(flags & _READONLY), third, extras
+        )
     if kind == _ANSWER:
         end = start + first
         extras = _end(view, end, flags)
-        return Answer(number, bool(flags & _OK), view[start:end], third, fourth, second, extras)
+        return Answer(
+            number, bool(flags & _OK), view[start:end], third, fourth, second, fifth, extras
+        )
     if kind == _NOTICE:
-        return Notice(_end(view, start, flags))
+        return Notice(_end(view, start, flags), third)
     if kind == _READY:
         return Ready(number)
     if kind == _FAILED:
@@ -172,7 +199,10 @@ def _end(view: memoryview, end: int, flags: int) -> Extras | None:
 
 def _encode_extras(extras: Extras) -> bytes:
     triples = (extras.arenas, extras.freed, extras.kept, extras.released)
-    parts = [_COUNT.pack(len(extras.forgotten)), struct.pack(f"<{len(extras.forgotten)}Q", *extras.forgotten)]
+    parts = [
+        _COUNT.pack(len(extras.forgotten)),
+        struct.pack(f"<{len(extras.forgotten)}Q", *extras.forgotten),
+    ]
     for group in triples:
         flat = [number for triple in group for number in triple]
         parts += _COUNT.pack(len(group)), struct.pack(f"<{len(flat)}Q", *flat)

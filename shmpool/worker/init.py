@@ -37,7 +37,13 @@ class Initializer:
 
     __slots__ = ("_arguments", "_function", "_pickling", "_store", "payload")
 
-    def __init__(self, function: Callable[..., object] | None, arguments: tuple[Any, ...], store: ObjectStore, pickling: Pickling) -> None:
+    def __init__(
+        self,
+        function: Callable[..., object] | None,
+        arguments: tuple[Any, ...],
+        store: ObjectStore,
+        pickling: Pickling,
+    ) -> None:
         self._function = function
         self._arguments = arguments
         self._store = store
@@ -47,14 +53,17 @@ class Initializer:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._function is None:
             return Travelled, (None,)
-        self.payload = self._store.dump((self._function, self._arguments), self._pickling, INITIALIZER)
+        self.payload = self._store.dump(
+            (self._function, self._arguments), self._pickling, INITIALIZER
+        )
         return Travelled, (bytes(self.payload.data),)
 
     #: See :class:`Travelled`.
     needs_arenas = False
 
     def run(self, store: ObjectStore, origin: Peer, mode: Mode) -> None:
-        """Run it, in the worker.  Raises what it raises."""
+        """Run it, in the worker.  Raises what it raises.  See :meth:`Travelled.run` for what is not needed here."""
+        del store, origin, mode
         if self._function is not None:
             self._function(*self._arguments)
 

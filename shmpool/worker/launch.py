@@ -47,7 +47,9 @@ def find_context(name_or_context: Any) -> Any:
         return multiprocessing.get_context(name_or_context)
     except ValueError:
         names = ", ".join(map(repr, [*multiprocessing.get_all_start_methods(), "loky"]))
-        raise ValueError(f"mp_context must be a context or one of {names}, not {name_or_context!r}") from None
+        raise ValueError(
+            f"mp_context must be a context or one of {names}, not {name_or_context!r}"
+        ) from None
 
 
 class Launcher:
@@ -67,12 +69,21 @@ class Launcher:
         How to pickle for these workers; final once :meth:`starters` was called.
     """
 
-    def __init__(self, context: Any, store: ObjectStore, initializer: Callable[..., object] | None, initargs: tuple[Any, ...], settings: Settings) -> None:
+    def __init__(
+        self,
+        context: Any,
+        store: ObjectStore,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        settings: Settings,
+    ) -> None:
         self._context = context
         self._store = store
         self._settings = settings
         self.start_method: str = context.get_start_method(allow_none=False)
-        main = MainModule.nothing() if self.start_method in ("fork", "loky") else MainModule.script()
+        main = (
+            MainModule.nothing() if self.start_method in ("fork", "loky") else MainModule.script()
+        )
         self.pickling = Pickling(main, store.wanted)
         self._initializer = Initializer(initializer, initargs, store, self.pickling)
         self._template: Template | None = None

@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from shmpool.config import Config
 from shmpool.errors import SerializationError
@@ -25,6 +24,7 @@ from shmpool.serialize.mainmodule import MainModule
 from shmpool.serialize.pickling import EXCEPTION, RESULT, Pickling
 from shmpool.store import current
 from shmpool.store.blocks import ArenaInfo, Block
+from shmpool.store.heap import HugePages
 from shmpool.store.peer import Peer
 from shmpool.store.refs import ObjectRef
 from shmpool.store.store import ObjectStore, Payload
@@ -42,14 +42,18 @@ class Settings:
 
     config: Config
     capacity: int
+    spill_dir: str | Literal[False] | None
+    huge_pages: HugePages
     mode: Mode
 
 
 def main(end: WorkerEnd, initializer: Initializer | Travelled, settings: Settings) -> None:
     """Run a worker until no more calls can come."""
     die_with(end.lifeline)
-    store = ObjectStore(settings.capacity, config=settings.config)
-    store.start_use()
+    store = ObjectStore(
+        settings.capacity, settings.spill_dir, settings.huge_pages, config=settings.config
+    )
+    store.start_use(lambda: None)
     current.set_store(store)
     worker = _Worker(end, store, settings)
     _quiet_interrupts(worker)
@@ -99,7 +103,9 @@ class _Worker:
             initializer.run(self._store, self._parent, self._settings.mode)
         except BaseException:
             # As the standard library does; BaseException, since an exit would look like a crash.
-            logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)
+            logging.getLogger("concurrent.futures").critical(
+                "Exception in initializer:", exc_info=True
+            )
             self._end.send(messages.encode(Failed(traceback.format_exc())))
             return False
         finally:
@@ -109,16 +115,22 @@ class _Worker:
 
     def run(self) -> None:
         """Answer calls until no more can come."""
+        store = self._store
         while True:
+            while not self._end.wait(store.idle_seconds()):
+                store.give_back_if_idle()
             data = self._end.receive()
             if data is None:
                 return
             message = messages.decode(data)
             if isinstance(message, Call):
                 self._take(message.extras)
+                store.set_capacity(message.room)
                 self._answer(message)
             elif isinstance(message, Notice):
                 self._take(message.extras)
+                if message.room:
+                    store.set_capacity(message.room)
 
     def _take(self, extras: Extras | None) -> None:
         """What the parent says beside the call."""
@@ -145,9 +157,13 @@ class _Worker:
         function.release()
         arguments.release()
         ok, payload = self._pack(ok, result)
-        del result  # its views, which may be of the arguments, must be gone before asking what is kept
+        del (
+            result
+        )  # its views, which may be of the arguments, must be gone before asking what is kept
         extras = self._extras(payload, lent)
-        answer = Answer(call.task, ok, payload.data, payload.copied, payload.shared, microseconds, extras)
+        answer = Answer(
+            call.task, ok, payload.data, payload.copied, payload.shared, microseconds, store.resident, extras
+        )  # fmt: skip
         fds = self._hand_over(extras, payload.blocks) if payload.blocks else None
         try:
             self._end.send(messages.encode(answer), fds)
@@ -210,18 +226,26 @@ class _Worker:
         return fds
 
 
-def _resolved(args: tuple[Any, ...], kwargs: dict[str, Any], mode: Mode) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Refs at the top level become their values."""
-    return (
-        tuple(arg.get(mode) if type(arg) is ObjectRef else arg for arg in args),
-        {name: arg.get(mode) if type(arg) is ObjectRef else arg for name, arg in kwargs.items()},
-    )
+def _resolved(
+    args: tuple[Any, ...], kwargs: dict[str, Any], mode: Mode
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Refs at the top level become their values, each decoded once."""
+    values: dict[int, Any] = {}
+
+    def value(arg: Any) -> Any:
+        if type(arg) is not ObjectRef:
+            return arg
+        if id(arg) not in values:
+            values[id(arg)] = arg.get(mode)
+        return values[id(arg)]
+
+    return tuple(map(value, args)), {name: value(arg) for name, arg in kwargs.items()}
 
 
 def _with_traceback(error: BaseException) -> Any:
     """The exception in the standard library's envelope: it arrives with a ``_RemoteTraceback`` as its cause."""
     from concurrent.futures.process import _ExceptionWithTraceback
 
-    envelope = _ExceptionWithTraceback(error, error.__traceback__)
+    envelope = _ExceptionWithTraceback(error, error.__traceback__)  # type: ignore[arg-type]  # None serves
     error.__traceback__ = None  # its frames hold the task's arguments
     return envelope

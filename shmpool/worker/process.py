@@ -31,15 +31,15 @@ class ProcessLike(Protocol):
     """What is used of a ``multiprocessing.Process``."""
 
     @property
-    def pid(self) -> int | None: ...
+    def pid(self) -> int | None: ...  # noqa: D102  # documented there, as are all of these
     @property
-    def exitcode(self) -> int | None: ...
+    def exitcode(self) -> int | None: ...  # noqa: D102
     @property
-    def sentinel(self) -> int: ...
-    def is_alive(self) -> bool: ...
-    def join(self, timeout: float | None = None) -> None: ...
-    def terminate(self) -> None: ...
-    def kill(self) -> None: ...
+    def sentinel(self) -> int: ...  # noqa: D102
+    def is_alive(self) -> bool: ...  # noqa: D102
+    def join(self, timeout: float | None = None) -> None: ...  # noqa: D102
+    def terminate(self) -> None: ...  # noqa: D102
+    def kill(self) -> None: ...  # noqa: D102
 
 
 class TravellingEnd:
@@ -151,7 +151,9 @@ def context_starter(context: Any, initializer: Initializer, settings: Settings) 
     """Start processes through a context of multiprocessing or loky."""
 
     def start(end: WorkerEnd) -> tuple[ProcessLike, Payload | None]:
-        process: BaseProcess = context.Process(target=_run, args=(TravellingEnd(end), initializer, settings))
+        process: BaseProcess = context.Process(
+            target=_run, args=(TravellingEnd(end), initializer, settings)
+        )
         process.start()
         lent, initializer.payload = initializer.payload, None
         return process, lent

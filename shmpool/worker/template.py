@@ -52,7 +52,9 @@ class Template:
         guard_when_forked(self)
         try:
             self._process = context.Process(
-                target=_serve, args=(context, other, lifeline, initializer, settings), name="shmpool-template"
+                target=_serve,
+                args=(context, other, lifeline, initializer, settings),
+                name="shmpool-template",
             )
             self._process.start()
         except BaseException:
@@ -73,7 +75,9 @@ class Template:
         status, status_out = os.pipe()
         try:
             calls, answers, lifeline = end.parts()
-            socket.send_fds(self._socket, [b"f"], [calls.fileno(), answers.fileno(), lifeline, status_out])
+            socket.send_fds(
+                self._socket, [b"f"], [calls.fileno(), answers.fileno(), lifeline, status_out]
+            )
             reply = self._socket.recv(64)
         except BaseException:
             os.close(status)
@@ -82,7 +86,9 @@ class Template:
             os.close(status_out)
         if len(reply) != _PID.size:
             os.close(status)
-            raise OSError(f"the template process could not fork a worker: {reply.decode() or 'it is gone'}")
+            raise OSError(
+                f"the template process could not fork a worker: {reply.decode() or 'it is gone'}"
+            )
         return TemplateChild(_PID.unpack(reply)[0], status), None
 
     def close(self) -> None:
@@ -178,7 +184,13 @@ class TemplateChild:
             os.close(self.sentinel)
 
 
-def _serve(context: Any, requests: socket.socket, lifeline: int, initializer: Initializer, settings: Settings) -> None:
+def _serve(
+    context: Any,
+    requests: socket.socket,
+    lifeline: int,
+    initializer: Initializer,
+    settings: Settings,
+) -> None:
     """The template's side: fork on request, report exit codes."""
     die_with(lifeline)
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
