@@ -67,16 +67,17 @@ def _measure_steady(work: Work, contender: Contender, spec: dict) -> dict:
         if items < work.items:
             unit = items if work.per_item else items / work.items
             return {"samples": [seconds / unit], "scaled": items}
-    seconds = 0.0
-    for _ in range(spec["warm_ups"]):
-        if seconds < 3 * spec["budget"]:
-            seconds += _repeat_once(work, contender, items)
+    else:
+        seconds = 0.0
+        for _ in range(spec["warm_ups"]):
+            if seconds < 3 * spec["budget"]:
+                seconds += _repeat_once(work, contender, items)
     samples: list[float] = []
     begin = time.perf_counter()
     while len(samples) < work.repetitions:
         samples.append(_repeat_once(work, contender, items))
         elapsed = time.perf_counter() - begin  # of which making the input may be the most
-        if len(samples) >= 2 and (sum(samples) > spec["budget"] or elapsed > 3 * spec["budget"]):
+        if len(samples) >= 3 and (sum(samples) > spec["budget"] or elapsed > 2 * spec["budget"]):
             break
     return {"samples": [sample / (items if work.per_item else 1) for sample in samples]}
 

@@ -61,7 +61,7 @@ def run(options: Options) -> Iterator[tuple[str, str, dict]]:
         turn = number % len(options.contenders)
         order = options.contenders[turn:] + options.contenders[:turn]
         for work in options.works:
-            for contender in order:
+            for contender in order if number < WORKS[work].rounds else ():
                 if (work, contender) in hopeless:  # it would only cost time again
                     continue
                 answer = measure(work, contender, options)

@@ -61,6 +61,8 @@ class Work:
         not timed; the figure is the growth of the tree's memory in bytes.
     repetitions : int
         At most so many.
+    rounds : int
+        At most so many, where the figure hardly varies.
     quick : bool
         Part of a quick run.
     """
@@ -76,6 +78,7 @@ class Work:
     per_item: bool = False
     kind: str = "steady"
     repetitions: int = 2000
+    rounds: int = 1000
     quick: bool = True
 
     @property
@@ -361,6 +364,7 @@ WORKS = {
             equals(tasks.total),
             items=8,
             kind="memory",
+            rounds=1,
             quick=False,
             notes="Of all processes together, shared pages once, beyond what they held "
             "before; the caller's own array, made before, does not count.",

@@ -21,7 +21,7 @@ from __future__ import annotations
 import pickle
 import signal
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, ClassVar
 
 __all__ = [
     "BrokenPoolError",
@@ -36,14 +36,16 @@ __all__ = [
 
 
 def _rebuild(cls: type[ShmPoolError], args: tuple[Any, ...], state: dict[str, Any]) -> ShmPoolError:
-    error = cls.__new__(cls, *args)
-    error.args = args
+    error = cls(**{name: state[name] for name in cls._fields}) if cls._fields else cls(*args)
     error.__dict__.update(state)
     return error
 
 
 class ShmPoolError(Exception):
     """Base of all errors of shmpool."""
+
+    #: Parameters of ``__init__``, which are attributes as well.
+    _fields: ClassVar[tuple[str, ...]] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The subclasses take keyword arguments, which BaseException's own reduction would drop.
@@ -76,6 +78,8 @@ class WorkerDiedError(ShmPoolError, BrokenProcessPool):
         What it was running.
     """
 
+    _fields = ("pid", "exitcode", "task")
+
     def __init__(self, *, pid: int, exitcode: int | None, task: str) -> None:
         super().__init__(pid, exitcode, task)
         self.pid = pid
@@ -106,6 +110,8 @@ class BrokenPoolError(ShmPoolError, BrokenProcessPool):
         What happened.
     """
 
+    _fields = ("reason",)
+
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
@@ -124,6 +130,8 @@ class StoreFullError(ShmPoolError, MemoryError):
     detail : str
         Which limit was met.
     """
+
+    _fields = ("requested", "used", "capacity", "detail")
 
     def __init__(self, *, requested: int, used: int, capacity: int, detail: str) -> None:
         super().__init__(requested, used, capacity, detail)
@@ -153,6 +161,8 @@ class SerializationError(ShmPoolError, pickle.PicklingError):
         What the pickler said.
     """
 
+    _fields = ("what", "culprit", "reason")
+
     def __init__(self, *, what: str, culprit: str | None, reason: str) -> None:
         super().__init__(what, culprit, reason)
         self.what = what
@@ -177,6 +187,8 @@ class TaskTimeoutError(ShmPoolError, TimeoutError):
     timeout : float
         The limit in seconds.
     """
+
+    _fields = ("task", "timeout")
 
     def __init__(self, *, task: str, timeout: float) -> None:
         super().__init__(task, timeout)

@@ -37,20 +37,21 @@ def meet(folder: str, name: str, parties: int) -> int:
     return os.getpid()
 
 
-def _warm_up(folder: str, name: str, parties: int, array: Any) -> Any:
+def _warm_up(folder: str, name: str, parties: int, array: Any, text: str) -> Any:
     meet(folder, name, parties)
-    return array * 2
+    return array * 2, text
 
 
 def warm_up(executor: shmpool.ShmExecutor, workers: int) -> None:
     """Have all workers started and all arenas made: a test that uses the executor then adds nothing that stays."""
-    array = np.ones(1 << 17)
+    array, text = np.ones(1 << 17), "long" * 100_000
     with tempfile.TemporaryDirectory() as folder:
         futures = [
-            executor.submit(_warm_up, folder, str(i), workers, array) for i in range(workers)
+            executor.submit(_warm_up, folder, str(i), workers, array, text) for i in range(workers)
         ]
+        # Arenas are mapped once for each way to look at them: to write, privately, and read-only for long streams.
         for future in futures:
-            future.result(SOON)
+            executor.submit(identity, (array, *future.result(SOON))).result(SOON)
 
 
 @contextlib.contextmanager
@@ -173,7 +174,7 @@ def play(seed: int, arrays: list[Any]) -> list[Any]:
         before = float(array.sum())
         if what in (0, 1):
             start = int(rng.integers(array.size))
-            array[start : start + int(rng.integers(1, array.size))] += 1 + seed % 7
+            array[start : start + int(rng.integers(1, array.size + 1))] += 1 + seed % 7
         if what == 2:
             array[...] = seed
         if rng.random() < 0.3:

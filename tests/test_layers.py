@@ -44,10 +44,13 @@ LEVELS = {
 #: Each folder's modules, lowest first: a module may import those before it. The folder's ``__init__.py`` comes last.
 ORDER: dict[str, tuple[str, ...]] = {
     "memory": ("intervals", "allocator", "segment", "dirty"),
-    "serialize": ("mainmodule", "custom", "inspect", "pickling"),
+    "serialize": (
+        *("mainmodule", "custom", "words", "parts", "search", "inspect"),
+        *("reductions", "debugging", "pickling", "tracing", "reasons", "explain"),
+    ),
     "store": (
         *("limits", "blocks", "addresses", "leases", "written", "payload"),
-        *("peer", "arena", "heap", "store", "current", "refs"),
+        *("peer", "arena", "heap", "store", "current", "refs", "explaining"),
     ),
     "wire": ("messages", "channel"),
     "worker": ("init", "main", "process", "template", "launch"),

@@ -19,7 +19,6 @@ import errno
 import fcntl
 import mmap
 import os
-import tempfile
 from typing import Literal
 
 import numpy as np
@@ -200,6 +199,8 @@ class Segment:
 
 
 def _shared_folder() -> str:
+    import tempfile  # slow to import, and seldom needed
+
     return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
 
 
@@ -208,6 +209,8 @@ def _open_unlinked(folder: str) -> int:
     try:
         return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except (OSError, AttributeError):
+        import tempfile
+
         # Not every file system has O_TMPFILE (overlayfs on old kernels, NFS): a name for an instant, then none.
         fd, path = tempfile.mkstemp(prefix="shmpool-", dir=folder)
         os.unlink(path)

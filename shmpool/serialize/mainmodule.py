@@ -15,7 +15,6 @@ value.
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections.abc import Callable
 from types import FunctionType, ModuleType
@@ -74,7 +73,11 @@ class MainModule:
 
         def has(name: str, obj: object) -> bool:
             if not found_lines:
-                found_lines.append(_top_level_definitions(module) if module is not None else {})
+                from shmpool.serialize.scriptnames import (
+                    top_level_definitions,
+                )  # ast is slow to import
+
+                found_lines.append(top_level_definitions(module) if module is not None else {})
             lines = found_lines[0]
             top, _, rest = name.partition(".")
             holder = _resolve(module, top)
@@ -99,50 +102,3 @@ def _defined_at(obj: object, lines: set[int], module: ModuleType | None) -> bool
     if code is None or code.co_filename != getattr(module, "__file__", None):
         return True
     return code.co_firstlineno in lines
-
-
-def _top_level_definitions(module: ModuleType) -> dict[str, set[int]]:
-    """Names that running the main script as ``__mp_main__`` defines, with the lines where the definitions start."""
-    path = getattr(module, "__file__", None)
-    if not path or _is_interactive(module):
-        return {}
-    try:
-        with open(path, "rb") as file:
-            tree = ast.parse(file.read())
-    except (OSError, SyntaxError, ValueError):
-        return {}
-    found: dict[str, set[int]] = {}
-    _collect(tree.body, found)
-    return found
-
-
-def _is_interactive(module: ModuleType) -> bool:
-    # IPython sets __file__ for %run, but multiprocessing does not hand its main module to the children.
-    return hasattr(sys, "ps1") or hasattr(module, "get_ipython")
-
-
-def _collect(body: list[ast.stmt], found: dict[str, set[int]]) -> None:
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            lines = {node.lineno, *(decorator.lineno for decorator in node.decorator_list)}
-            found.setdefault(node.name, set()).update(lines)
-        elif isinstance(node, ast.Assign):
-            # name = decorator(function), Class = namedtuple(...)
-            for target in node.targets:
-                if isinstance(target, ast.Name):
-                    found.setdefault(target.id, set()).add(node.lineno)
-        elif isinstance(node, ast.If):
-            if not _is_main_guard(node.test):
-                _collect(node.body, found)
-                _collect(node.orelse, found)
-            else:
-                _collect(node.orelse, found)
-        elif isinstance(node, ast.Try):
-            for part in (node.body, node.orelse, node.finalbody, *(h.body for h in node.handlers)):
-                _collect(part, found)
-        elif isinstance(node, ast.With):
-            _collect(node.body, found)
-
-
-def _is_main_guard(test: ast.expr) -> bool:
-    return any(isinstance(node, ast.Name) and node.id == "__name__" for node in ast.walk(test))

@@ -19,16 +19,12 @@ from __future__ import annotations
 
 import copyreg
 import pickle
-from collections import ChainMap
 from collections.abc import Callable, Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, ClassVar, NamedTuple
 
-import cloudpickle
-
 from shmpool.errors import SerializationError
 from shmpool.serialize import custom
-from shmpool.serialize.inspect import culprit_path
 from shmpool.serialize.mainmodule import MainModule
 from shmpool.serialize.reductions import REDUCTIONS
 
@@ -113,12 +109,14 @@ class Pickling:
         buffers.clear()
         stream = _Pieces()
         try:
-            _CloudPickler(stream, self.main, in_band).dump(obj)
+            _cloud_pickler()(stream, self.main, in_band, _Pickler.dispatch_table).dump(obj)
         except Exception as error:
             raise self._explained(obj, what, error) from error
         return Dumped(stream, buffers)
 
     def _explained(self, obj: object, what: What, error: Exception) -> SerializationError:
+        from shmpool.serialize.inspect import culprit_path  # only when something went wrong
+
         noun, name = what
         roots = [(name, obj)] if name else zip(("args", "kwargs"), obj, strict=True)  # type: ignore[call-overload]
         culprits = (culprit_path(root, name, self._try) for name, root in roots)
@@ -128,7 +126,7 @@ class Pickling:
         )
 
     def _try(self, obj: object) -> object:
-        _CloudPickler(_Nowhere(), self.main, lambda _: False).dump(obj)
+        _cloud_pickler()(_Nowhere(), self.main, lambda _: False, _Pickler.dispatch_table).dump(obj)
         return None
 
 
@@ -143,21 +141,12 @@ class _Pickler(pickle.Pickler):
     dispatch_table: ClassVar[dict[type, Callable[[Any], Any]]]  # type: ignore[misc]  # of all instances
 
 
-class _CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is untyped
-    """What the receiver's ``__main__`` has goes by name, the rest as cloudpickle decides."""
+def _cloud_pickler() -> type[Any]:
+    from shmpool.serialize.byvalue import (
+        CloudPickler,
+    )  # most programs need no cloudpickle, and it is slow to import
 
-    def __init__(
-        self, file: Any, main: MainModule, in_band: Callable[[pickle.PickleBuffer], bool]
-    ) -> None:
-        # Before __init__: the C pickler looks for a dispatch table only there.
-        self.dispatch_table = ChainMap(_Pickler.dispatch_table, cloudpickle.Pickler.dispatch_table)
-        super().__init__(file, PROTOCOL, in_band)
-        self._main = main
-
-    def reducer_override(self, obj: Any) -> Any:
-        if self._main.has(obj):
-            return NotImplemented  # the pickler then writes module and qualified name
-        return super().reducer_override(obj)
+    return CloudPickler
 
 
 _made_from: tuple[object, ...] = ()

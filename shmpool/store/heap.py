@@ -36,8 +36,8 @@ class Heap:
     config : Config
     capacity : int
         The limit for memory, in bytes.
-    spill_dir : str or None
-        Folder for what goes beyond; None: nothing does.
+    spill_dir : str, None or False
+        Folder for what goes beyond; None: the temporary folder; False: nothing goes beyond.
     huge_pages : {"auto", True, False}
         Ask for transparent huge pages; use reserved ones; ask for none.
 
@@ -58,7 +58,11 @@ class Heap:
     )
 
     def __init__(
-        self, config: Config, capacity: int, spill_dir: str | None, huge_pages: HugePages
+        self,
+        config: Config,
+        capacity: int,
+        spill_dir: str | Literal[False] | None,
+        huge_pages: HugePages,
     ) -> None:
         self._config = config
         self._spill_dir = spill_dir
@@ -139,12 +143,16 @@ class Heap:
         StoreFullError
             There is no such folder, or no more descriptors.
         """
-        if self._spill_dir is None:
+        if self._spill_dir is False:
             raise self.full(size, f"{why}; nothing may be spilled")
         mine = [arena for arena in self._spilled if arena.info.shared == shared]
         found = self._in_arenas(mine, size, 1 << 62)
         if found is not None:
             return found
+        if self._spill_dir is None:
+            import tempfile  # slow to import, and seldom needed
+
+            self._spill_dir = tempfile.gettempdir()
         try:
             return self._in_new_arena(self._spilled, size, SHARED if shared else 0, self._spill_dir)
         except OSError as error:

@@ -12,7 +12,6 @@ the lock, into blocks that are held already.
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -136,8 +135,7 @@ class ObjectStore(Exchange):
         self.huge_pages: HugePages = huge_pages
         if huge_pages is True:
             _try_huge_pages()
-        folder = tempfile.gettempdir() if self.spill_dir is None else self.spill_dir or None
-        super().__init__(config, Heap(config, self.capacity, folder, huge_pages))
+        super().__init__(config, Heap(config, self.capacity, self.spill_dir, huge_pages))
 
     # ---------------------------------------------------------------- objects out
 

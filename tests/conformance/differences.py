@@ -10,6 +10,8 @@ Rules of this table:
   (``ProcessPoolForkExecutorDeadlockTest``) means one. A bare ``test`` means wherever that name occurs.
 * An entry holds for the Python versions it names, and there the test must exist: ``test_cpython.py`` checks
   it, so that the table cannot outlive what it speaks of.
+* What a test left out was about, and shmpool promises too, is tested by ``test_in_their_place.py`` or by the crash
+  matrix.
 * The table is for shmpool. The standard library's own executor, run through the same harness, skips nothing.
 """
 
@@ -70,6 +72,7 @@ _MANAGER_THREAD = "joins executor._executor_manager_thread"
 _CALL_QUEUE = "joins executor._executor_manager_thread and executor._call_queue"
 _FORCE_SHUTDOWN = "calls or replaces executor._force_shutdown"
 _NOT_BROKEN = "a dead worker fails the task it was running and is replaced; the pool is not broken"
+_UNPICKLABLE = "its tasks cannot be pickled: CPython has started workers by then, shmpool has not"
 _UNPICKLE = (
     "expects BrokenProcessPool; what unpickling an argument or a result raises reaches its own future, and the "
     "pool goes on (tests/test_crash_matrix.py)"
@@ -100,6 +103,10 @@ DIFFERENCES: dict[str, Difference] = {
     ),
     # -- differences made on purpose --------------------------------------------------------
     "ProcessPoolExecutorTest.test_killed_child": _purpose(_NOT_BROKEN),
+    "ProcessPoolForkserverProcessPoolExecutorTest.test_saturation": _purpose(_UNPICKLABLE),
+    "ProcessPoolSpawnProcessPoolExecutorTest.test_saturation": _purpose(_UNPICKLABLE),
+    "ProcessPoolForkserverProcessPoolShutdownTest.test_processes_terminate": _purpose(_UNPICKLABLE),
+    "ProcessPoolSpawnProcessPoolShutdownTest.test_processes_terminate": _purpose(_UNPICKLABLE),
     "ExecutorDeadlockTest.test_error_at_task_unpickle": _purpose(_UNPICKLE),
     "ExecutorDeadlockTest.test_exit_at_task_unpickle": _purpose(_UNPICKLE),
     "ExecutorDeadlockTest.test_error_during_result_unpickle_in_result_handler": _purpose(_UNPICKLE),

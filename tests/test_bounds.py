@@ -1,0 +1,246 @@
+"""The store is bounded: what it costs, where it goes when memory is full, when it comes back. By figures of memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from support import TIMEUNIT, wait_until
+
+import shmpool
+from shmpool.config import Config
+
+MB = 1_000_000
+MIB = 1 << 20
+
+
+def tree_memory() -> int:
+    """Bytes of memory of this process and its children, shared pages counted once (PSS)."""
+    me = psutil.Process()
+    total = 0
+    for process in (me, *me.children(recursive=True)):
+        try:
+            total += process.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return total
+
+
+class Peak:
+    """The largest memory of the tree while a block of code runs."""
+
+    def __enter__(self) -> Peak:
+        self.before = self.most = tree_memory()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            self.most = max(self.most, tree_memory())
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.most = max(self.most, tree_memory())
+
+
+def filled(nbytes: int, value: int) -> np.ndarray:
+    return np.full(nbytes, value, np.uint8)
+
+
+def total(array: np.ndarray) -> int:
+    return int(array.sum(dtype=np.int64))
+
+
+def make(nbytes: int, value: int) -> np.ndarray:
+    return filled(nbytes, value)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "expected"), [(5_000_000, 5_000_000), ("4 MiB", 4 * MIB), ("1.5kB", 1500)]
+)
+def test_capacity_is_bytes_or_a_string(capacity: int | str, expected: int) -> None:
+    assert shmpool.ObjectStore(capacity).stats().capacity == expected
+
+
+@pytest.mark.parametrize("capacity", ["four", "", -1, 0, "4 parsecs", "nan"])
+def test_a_capacity_that_is_no_size_is_refused_with_its_value(capacity: object) -> None:
+    with pytest.raises(ValueError, match="capacity") as caught:
+        shmpool.ObjectStore(capacity)
+    assert repr(capacity) in str(caught.value)
+
+
+def test_past_the_capacity_blocks_go_to_files_without_names(tmp_path: Path, memory_backend: str) -> None:
+    store = shmpool.ObjectStore(8 * MIB, str(tmp_path))
+    refs = [shmpool.put(filled(3 * MIB, i), store=store) for i in range(6)]
+    stats = store.stats()
+    assert stats.resident <= 8 * MIB
+    assert stats.spilled >= 12 * MIB
+    assert not os.listdir(tmp_path)
+    for i, ref in enumerate(refs):
+        view = ref.get("c")
+        assert (view == i).all()
+        view[:] = 99
+        assert (ref.get() == i).all()
+    del refs, ref, view
+    assert store.stats().used == 0
+    store.verify()
+
+
+def test_tasks_go_on_when_arguments_and_results_are_spilled(tmp_path: Path, start_method: str) -> None:
+    store = shmpool.ObjectStore(8 * MIB, str(tmp_path))
+    with shmpool.ShmExecutor(2, start_method, store=store) as ex:
+        futures = [ex.submit(total, filled(3 * MIB, i)) for i in range(8)]
+        results = [ex.submit(make, 3 * MIB, i) for i in range(8)]
+        assert [f.result() for f in futures] == [3 * MIB * i for i in range(8)]
+        arrays = [f.result() for f in results]
+        for i, array in enumerate(arrays):
+            assert (array == i).all()
+        stats = store.stats()
+        # A worker learns of its limit with each task, and of the others' use not at once.
+        assert stats.resident + stats.resident_in_workers <= 8 * MIB + 2 * 3 * MIB
+    del array, arrays, results, futures
+
+
+def test_where_nothing_may_be_spilled_the_error_has_the_sizes_and_room_returns() -> None:
+    store = shmpool.ObjectStore(8 * MIB, spill_dir=False)
+    first = shmpool.put(filled(6 * MIB, 1), store=store)
+    with pytest.raises(shmpool.StoreFullError) as caught:
+        shmpool.put(filled(3 * MIB, 2), store=store)
+    assert isinstance(caught.value, MemoryError)
+    assert (caught.value.requested, caught.value.used, caught.value.capacity) == (3 * MIB, 6 * MIB, 8 * MIB)
+    assert f"{3 * MIB:,}" in str(caught.value)
+    del first
+    assert total(shmpool.put(filled(3 * MIB, 2), store=store).get()) == 6 * MIB
+    store.verify()
+
+
+def test_a_full_store_fails_the_future_and_the_pool_goes_on() -> None:
+    store = shmpool.ObjectStore(8 * MIB, spill_dir=False)
+    with shmpool.ShmExecutor(1, store=store) as ex:
+        assert isinstance(ex.submit(total, filled(9 * MIB, 1)).exception(), shmpool.StoreFullError)
+        assert isinstance(ex.submit(make, 9 * MIB, 1).exception(), shmpool.StoreFullError)
+        assert ex.submit(total, filled(MIB, 1)).result() == MIB
+        assert total(ex.submit(make, MIB, 1).result()) == MIB
+
+
+def test_a_full_file_system_is_an_error_and_no_signal(
+    monkeypatch: pytest.MonkeyPatch, small_tmpfs: Path
+) -> None:
+    store = shmpool.ObjectStore(2 * MIB, str(small_tmpfs))
+    kept = [shmpool.put(filled(MIB, i), store=store) for i in range(4)]
+    with pytest.raises(shmpool.StoreFullError, match="spill folder"):
+        kept.extend(shmpool.put(filled(MIB, i), store=store) for i in range(16))
+    assert [int(ref.get()[0]) for ref in kept] == [0, 1, 2, 3, *range(len(kept) - 4)]
+    store.verify()
+    del kept[1:]
+    assert total(shmpool.put(filled(MIB, 1), store=store).get()) == MIB
+
+
+@pytest.fixture
+def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
+    """A folder with room for 8 MiB."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"may not mount a tmpfs here: {error}")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_freed_pages_stay_warm_and_go_back_after_some_idle_time() -> None:
+    store = shmpool.ObjectStore(config=Config(warm_seconds=0.3 * TIMEUNIT))
+    with shmpool.ShmExecutor(1, "fork", store=store) as ex:
+        assert ex.submit(total, filled(32 * MIB, 1)).result() == 32 * MIB
+        assert total(ex.submit(make, 32 * MIB, 1).result()) == 32 * MIB
+        ex.submit(total, np.zeros(3)).result()
+        before = tree_memory()
+        assert store.stats().resident >= 32 * MIB
+        wait_until(lambda: store.stats().resident == 0, 10, "the parent's warm pages to go")
+        wait_until(lambda: tree_memory() < before - 60 * MIB, 10, "the memory of the tree to fall")
+
+
+def test_without_an_executor_freed_memory_goes_back_at_once() -> None:
+    store = shmpool.ObjectStore()
+    ref = shmpool.put(filled(32 * MIB, 1), store=store)
+    before = tree_memory()
+    del ref
+    assert store.stats().resident == 0
+    assert tree_memory() < before - 30 * MIB
+
+
+def test_warm_pages_are_limited() -> None:
+    store = shmpool.ObjectStore(64 * MIB, config=Config(warm_share=0.25))
+    with shmpool.ShmExecutor(1, store=store) as ex:
+        refs = [ex.put(filled(8 * MIB, i)) for i in range(7)]
+        ex.submit(total, np.zeros(3)).result()
+        del refs
+        assert store.stats().resident <= 16 * MIB
+
+
+def test_the_results_a_caller_drops_are_given_back_by_an_idle_worker() -> None:
+    store = shmpool.ObjectStore(config=Config(warm_seconds=0.3 * TIMEUNIT))
+    with shmpool.ShmExecutor(1, store=store) as ex:
+        before = tree_memory()
+        kept = ex.submit(make, 64 * MIB, 1).result()
+        assert total(kept) == 64 * MIB
+        assert tree_memory() > before + 60 * MIB
+        del kept
+        wait_until(lambda: tree_memory() < before + 20 * MIB, 20, "the worker's memory to fall")
+
+
+def test_a_backlog_under_buffersize_stays_small() -> None:
+    def produce() -> Iterator[np.ndarray]:
+        for i in range(200):
+            yield filled(100 * MB, i % 251)
+
+    with Peak() as peak, shmpool.ShmExecutor(2) as ex:
+        totals = list(ex.map(total, produce(), buffersize=4))
+    assert totals == [100 * MB * (i % 251) for i in range(200)]
+    assert peak.most - peak.before < 1500 * MB
+
+
+def test_one_array_for_many_tasks_is_one_copy_in_all() -> None:
+    size = 200 * MB
+    array = filled(size, 1)
+    # Spawned, and warmed up: else what grows is the workers' own share of pages that they were forked with.
+    with shmpool.ShmExecutor(4, "spawn") as ex:
+        list(ex.map(make, [MB] * 40, range(40)))
+        copied = ex.stats().bytes_copied
+        with Peak() as peak:
+            assert list(ex.map(total, [array] * 8)) == [size] * 8
+        assert ex.stats().bytes_copied - copied == size
+    assert peak.most - peak.before < 1.2 * size
+
+
+def test_huge_pages_are_used_or_clearly_refused() -> None:
+    free = int(Path("/proc/sys/vm/nr_hugepages").read_text())
+    if free < 64:
+        with pytest.raises(RuntimeError, match="vm.nr_hugepages"):
+            shmpool.ObjectStore(huge_pages=True)
+        return
+    store = shmpool.ObjectStore(huge_pages=True, config=Config(arena_min=64 * MIB))
+    ref = shmpool.put(filled(4 * MIB, 1), store=store)
+    view = ref.get("c")
+    view[0] = 2
+    assert total(ref.get()) == 4 * MIB
+
+
+@pytest.mark.parametrize("huge_pages", ["auto", False])
+def test_transparent_huge_pages_may_be_asked_for_or_not(huge_pages: object) -> None:
+    store = shmpool.ObjectStore(huge_pages=huge_pages)
+    assert total(shmpool.put(filled(4 * MIB, 1), store=store).get()) == 4 * MIB
+
+
+def test_other_values_of_huge_pages_are_refused() -> None:
+    with pytest.raises(ValueError, match="'sometimes'"):
+        shmpool.ObjectStore(huge_pages="sometimes")
