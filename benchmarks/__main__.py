@@ -54,11 +54,15 @@ def main() -> int:
     arguments, options = parse()
     figures = Figures(options)
     begin = time.monotonic()
-    for work, contender, answer in run(options):
-        figures.add(work, contender, answer)
-        value = figures.median(work, contender)
-        text = answer.get("error") if value is None else quantity(value, WORKS[work].unit)
-        print(f"{time.monotonic() - begin:5.0f} s  {work:16} {contender:8} {text}", file=sys.stderr)
+    try:
+        for work, contender, answer in run(options):
+            figures.add(work, contender, answer)
+            value = figures.median(work, contender)
+            text = answer.get("error") if value is None else quantity(value, WORKS[work].unit)
+            clock = f"{time.monotonic() - begin:5.0f} s"
+            print(f"{clock}  {work:16} {contender:8} {text}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted; what there is so far:", file=sys.stderr)
 
     about = machine()
     print(f"{about['cpu']}, {about['cores']} cores, {about['system']}, Python {about['python']}")

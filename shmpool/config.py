@@ -61,9 +61,9 @@ class Config:
     #: Buffers below this many bytes ride in the message. Two copies through a socket cost less than taking, mapping
     #: and giving back a block up to about here (measured with benchmarks' 64 KB argument).
     inline_limit: int = 64 * 1024
-    #: A message longer than this goes through the store itself. A socket's buffer holds about 200 KB by default, and
-    #: a message must fit in it whole.
-    message_limit: int = 96 * 1024
+    #: A payload longer than this goes through the store itself. A message has two (function and arguments), must fit
+    #: whole into a socket's buffer (about 200 KB by default), and some of that is for what rides along.
+    message_limit: int = 80 * 1024
     #: Buffers of at least this size get a block of their own, so that one can go while its neighbours stay; smaller
     #: ones of one payload share a block, since a block costs about 10 us.
     own_block: int = MIB

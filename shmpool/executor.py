@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import threading
 import time
 import weakref
@@ -216,7 +217,8 @@ class ShmExecutor(Executor):
         self._driver.start()
         calls: Iterator[tuple[Any, ...]] = zip(*iterables)  # noqa: B905  # the shortest ends it, as for map()
         # No user code runs between the items of these, so an array seen twice has not changed in between.
-        epoch = object() if all(type(it) in _INERT for it in iterables) else None
+        inert = not buffersize and all(type(it) in _INERT for it in iterables)
+        epoch = object() if inert else None
         if chunksize > 1:
             calls = _chunked(calls, chunksize)
         try:
@@ -251,18 +253,11 @@ class ShmExecutor(Executor):
 
     def terminate_workers(self) -> None:
         """End the workers at once (SIGTERM), and shut down; tasks under way fail.  As in Python 3.14."""
-        self._end_workers("terminate")
+        self._driver.terminate(signal.SIGTERM)
 
     def kill_workers(self) -> None:
         """End the workers at once (SIGKILL), and shut down; tasks under way fail.  As in Python 3.14."""
-        self._end_workers("kill")
-
-    def _end_workers(self, how: Literal["terminate", "kill"]) -> None:
-        processes = list(self._processes.values())
-        self.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            if process.is_alive():
-                getattr(process, how)()
+        self._driver.terminate(signal.SIGKILL)
 
     def stats(self) -> ExecutorStats:
         """Figures of what went through this executor so far."""

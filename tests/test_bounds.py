@@ -78,7 +78,9 @@ def test_a_capacity_that_is_no_size_is_refused_with_its_value(capacity: object) 
     assert repr(capacity) in str(caught.value)
 
 
-def test_past_the_capacity_blocks_go_to_files_without_names(tmp_path: Path, memory_backend: str) -> None:
+def test_past_the_capacity_blocks_go_to_files_without_names(
+    tmp_path: Path, memory_backend: str
+) -> None:
     store = shmpool.ObjectStore(8 * MIB, str(tmp_path))
     refs = [shmpool.put(filled(3 * MIB, i), store=store) for i in range(6)]
     stats = store.stats()
@@ -95,7 +97,9 @@ def test_past_the_capacity_blocks_go_to_files_without_names(tmp_path: Path, memo
     store.verify()
 
 
-def test_tasks_go_on_when_arguments_and_results_are_spilled(tmp_path: Path, start_method: str) -> None:
+def test_tasks_go_on_when_arguments_and_results_are_spilled(
+    tmp_path: Path, start_method: str
+) -> None:
     store = shmpool.ObjectStore(8 * MIB, str(tmp_path))
     with shmpool.ShmExecutor(2, start_method, store=store) as ex:
         futures = [ex.submit(total, filled(3 * MIB, i)) for i in range(8)]
@@ -116,7 +120,11 @@ def test_where_nothing_may_be_spilled_the_error_has_the_sizes_and_room_returns()
     with pytest.raises(shmpool.StoreFullError) as caught:
         shmpool.put(filled(3 * MIB, 2), store=store)
     assert isinstance(caught.value, MemoryError)
-    assert (caught.value.requested, caught.value.used, caught.value.capacity) == (3 * MIB, 6 * MIB, 8 * MIB)
+    assert (caught.value.requested, caught.value.used, caught.value.capacity) == (
+        3 * MIB,
+        6 * MIB,
+        8 * MIB,
+    )
     assert f"{3 * MIB:,}" in str(caught.value)
     del first
     assert total(shmpool.put(filled(3 * MIB, 2), store=store).get()) == 6 * MIB

@@ -10,8 +10,16 @@ import pytest
 import shmpool
 
 ERRORS = [
-    (shmpool.WorkerDiedError(pid=12, exitcode=-9, task="f"), BrokenProcessPool, ["12", "SIGKILL", "f", "memory"]),
-    (shmpool.WorkerDiedError(pid=12, exitcode=-11, task="f"), BrokenProcessPool, ["SIGSEGV", "PYTHONFAULTHANDLER"]),
+    (
+        shmpool.WorkerDiedError(pid=12, exitcode=-9, task="f"),
+        BrokenProcessPool,
+        ["12", "SIGKILL", "f", "memory"],
+    ),
+    (
+        shmpool.WorkerDiedError(pid=12, exitcode=-11, task="f"),
+        BrokenProcessPool,
+        ["SIGSEGV", "PYTHONFAULTHANDLER"],
+    ),
     (shmpool.WorkerDiedError(pid=12, exitcode=-99, task="f"), BrokenProcessPool, ["signal 99"]),
     (shmpool.WorkerDiedError(pid=12, exitcode=3, task="f"), BrokenProcessPool, ["exit code 3"]),
     (shmpool.WorkerDiedError(pid=12, exitcode=None, task="f"), BrokenProcessPool, ["unknown"]),

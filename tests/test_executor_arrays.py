@@ -209,6 +209,8 @@ def test_many_arguments_just_below_the_limit_travel_together(executor: ShmExecut
 
 
 def test_pandas_data_frame_arrives_writable_and_private(executor: ShmExecutor) -> None:
+    if executor._mp_context.get_start_method() not in ("fork", "spawn"):
+        pytest.skip("each worker would import pandas, for nothing new")
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame(
         {"a": np.arange(50_000), "b": np.arange(50_000) * 0.5, "c": ["x"] * 50_000}
@@ -328,6 +330,8 @@ def test_read_only_mode_gives_read_only_arrays_in_tasks_and_results(
 
 
 def test_results_outlive_the_executor(start_method: str, memory_backend: str) -> None:
+    if memory_backend == "file" and start_method not in ("fork", "spawn"):
+        pytest.skip("the backend does not know how workers are started")
     with ShmExecutor(1, mp_context=start_method) as executor:
         result = run(executor, tasks.count, LIMIT)
         part = run(executor, tasks.count, LIMIT)[100:-100]
@@ -342,6 +346,8 @@ def test_results_outlive_the_executor(start_method: str, memory_backend: str) ->
 
 
 def test_results_outlive_a_worker_that_is_killed(start_method: str, memory_backend: str) -> None:
+    if memory_backend == "file" and start_method not in ("fork", "spawn"):
+        pytest.skip("the backend does not know how workers are started")
     with ShmExecutor(1, mp_context=start_method) as executor:
         untouched = run(executor, tasks.count, LIMIT)
         written = run(executor, tasks.count, LIMIT)

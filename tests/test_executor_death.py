@@ -1,4 +1,4 @@
-"""Death: of a worker, which takes its own task only; of the parent, after which nothing is left; of a pool on purpose."""
+"""Death: of a worker, which takes its own task only; of the parent, which leaves nothing; of a pool, on purpose."""
 
 from __future__ import annotations
 
@@ -108,15 +108,19 @@ def test_worker_killed_while_idle_fails_nothing(start_method: str) -> None:
             victims = list(executor._processes)
             for pid in victims:
                 os.kill(pid, signal.SIGKILL)
-            # Some of these may be sent to a worker whose death is not known yet.
+            # A task that is sent to a worker on the brink of death may be read by it, and so be lost with it.
+            wait_until(
+                lambda dead=set(victims): not dead & set(executor._processes),
+                20,
+                "the deaths to be noticed",
+            )
             assert list(executor.map(abs, range(20), timeout=SOON)) == list(range(20))
-            assert not set(victims) & set(executor._processes)
 
 
 @pytest.mark.parametrize("kills", [30])
 def test_many_deaths_in_a_row_under_load_fail_one_task_each(start_method: str, kills: int) -> None:
-    if start_method in ("spawn", "loky"):
-        kills = 8  # each costs a fresh interpreter
+    if start_method != "fork":
+        kills //= 4  # each costs a fresh interpreter's imports
     array = np.arange(20_000.0)
     with ShmExecutor(2, mp_context=start_method) as executor:
         good: list[Future[Any]] = []
@@ -138,7 +142,9 @@ def test_many_deaths_in_a_row_under_load_fail_one_task_each(start_method: str, k
 def test_kills_from_outside_at_any_moment_fail_at_most_one_task_each(
     start_method: str, rng: np.random.Generator
 ) -> None:
-    kills = 15 if start_method in ("fork", "forkserver") else 4
+    if start_method in ("forkserver", "loky"):
+        pytest.skip("each replacement imports all anew, for nothing new")
+    kills = 15 if start_method == "fork" else 4
     array = np.arange(20_000.0)
     with ShmExecutor(2, mp_context=start_method) as executor:
         futures = [executor.submit(np.add, array, i) for i in range(100)]

@@ -45,12 +45,12 @@ LEVELS = {
 ORDER: dict[str, tuple[str, ...]] = {
     "memory": ("intervals", "allocator", "segment", "dirty"),
     "serialize": (
-        *("mainmodule", "custom", "words", "parts", "search", "inspect"),
-        *("reductions", "debugging", "pickling", "tracing", "reasons", "explain"),
+        *("scriptnames", "mainmodule", "custom", "words", "parts", "search", "inspect"),
+        *("reductions", "byvalue", "debugging", "pickling", "tracing", "reasons", "explain"),
     ),
     "store": (
         *("limits", "blocks", "addresses", "leases", "written", "payload"),
-        *("peer", "arena", "heap", "store", "current", "refs", "explaining"),
+        *("peer", "arena", "heap", "books", "exchange", "store", "current", "refs", "shared", "explaining"),
     ),
     "wire": ("messages", "channel"),
     "worker": ("init", "main", "process", "template", "launch"),

@@ -22,6 +22,7 @@ import itertools
 import logging
 import os
 import select
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -181,19 +182,7 @@ class Driver:
         if os.getpid() != self._pid:
             return None
         if cancel_futures:
-            with self._lock:
-                self._machine.closing = True
-                waiting = [
-                    (number, task) for number, task in self._tasks.items() if not task.started
-                ]
-            cancelled = [(number, task) for number, task in waiting if task.future.cancel()]
-            with self._lock:
-                for number, task in cancelled:
-                    if self._tasks.get(number) is task:
-                        del self._tasks[number]
-                        self._machine.withdrawn(number)
-                        task.future.set_running_or_notify_cancel()
-                        task.arguments.release()
+            self._cancel_waiting()
         with self._lock:
             settled = self._perform(self._machine.closed())
             thread = self._thread
@@ -202,6 +191,32 @@ class Driver:
         _settle(settled)
         self.wake()
         return thread
+
+    def _cancel_waiting(self) -> None:
+        """Take no more tasks, and cancel those that have not begun."""
+        with self._lock:
+            self._machine.closing = True
+            waiting = [(number, task) for number, task in self._tasks.items() if not task.started]
+        cancelled = [(number, task) for number, task in waiting if task.future.cancel()]
+        with self._lock:
+            for number, task in cancelled:
+                if self._tasks.get(number) is task:
+                    del self._tasks[number]
+                    self._machine.withdrawn(number)
+                    task.future.set_running_or_notify_cancel()
+                    task.arguments.release()
+
+    def terminate(self, signal_number: int) -> None:
+        """End all workers with a signal; tasks under way fail, the others are cancelled, no more are taken."""
+        if os.getpid() != self._pid:
+            return
+        self._cancel_waiting()
+        with self._lock:
+            if self._thread is not None and not self.finished:
+                self._break("the workers of this pool were terminated", signal_number)
+            settled = self._perform(self._machine.broke())
+        _settle(settled)
+        self.shutdown(cancel_futures=False)
 
     def abandon(self) -> None:
         """Nobody can submit any more: finish and stop.  Safe in finalizers."""
@@ -353,12 +368,12 @@ class Driver:
             return self._machine.broke()
         return []
 
-    def _break(self, reason: str) -> None:
+    def _break(self, reason: str, signal_number: int = signal.SIGTERM) -> None:
         """The pool is of no use: end what there is."""
         self.broken = reason
         self._machine.closing = self._machine.stopped = True
         for handle in (*self._workers.values(), *self._leaving.values()):
-            handle.process.terminate()
+            handle.signal(signal_number)
 
     # ---------------------------------------------------------------- the dispatcher thread
 
@@ -493,7 +508,7 @@ class Driver:
 
     def _disown(self, handle: WorkerHandle, error: WireError) -> None:
         _log.error("worker %d broke the protocol and is killed: %s", handle.pid, error)
-        handle.process.kill()
+        handle.signal(signal.SIGKILL)
         self._forget_fd(handle.end.answers.fileno())
 
     def _reap(self, worker: int, handle: WorkerHandle) -> None:

@@ -114,6 +114,8 @@ def explain(
 ) -> Explanation:
     """Say how an object's bytes would travel, and print it.
 
+    It costs what sending the object costs, without the store, and some 10 us for each Python object inside.
+
     Parameters
     ----------
     obj : object
@@ -187,6 +189,8 @@ def _explanation(
             why = TOO_DEEP if deep else TOGETHER
         else:
             why = why_in_stream(piece.holder)
+            if piece.nbytes < inline_limit:
+                why = Why(why.reason)  # nothing else would be better
         # The last has what is left of the stream that is really sent.
         nbytes = max(0, length - totals["inline"]) if last else piece.nbytes
         key = (piece.path, piece.type_name, how, why)

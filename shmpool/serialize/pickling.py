@@ -118,6 +118,8 @@ class Pickling:
         from shmpool.serialize.inspect import culprit_path  # only when something went wrong
 
         noun, name = what
+        if what is EXCEPTION:
+            obj = getattr(obj, "exc", obj)  # out of the standard library's envelope
         roots = [(name, obj)] if name else zip(("args", "kwargs"), obj, strict=True)  # type: ignore[call-overload]
         culprits = (culprit_path(root, name, self._try) for name, root in roots)
         culprit = next(filter(None, culprits), None)

@@ -197,8 +197,9 @@ class Search:
 
     def _attempt_new(self, value: Any, until: float | None = None) -> Exception | None:
         if until is None:
-            # A huge member must not take the time of those behind it.
-            until = (time.monotonic() + self._deadline) / 2
+            # A huge member must not take the time of those behind it; to forget it again takes time as well.
+            now = time.monotonic()
+            until = now + (self._deadline - now) / 3
         try:
             self._trial(value, until)
         except Exception as error:

@@ -78,8 +78,14 @@ def trace(
         In the order in which they are met.  The last is the object itself, with what is left of the stream.
     """
     tracer = _Tracer(name, main, table, wanted, telling)
-    tracer.dump(obj)
-    return tracer.pieces
+    pieces = tracer.pieces
+    try:
+        tracer.dump(obj)
+    finally:
+        # It refers to itself, and to all that it met. Memoryviews among that, with buffers over them, must not be left
+        # to the garbage collector: Python 3.11 crashes when it clears them in the wrong order.
+        vars(tracer).clear()
+    return pieces
 
 
 class _Frame:

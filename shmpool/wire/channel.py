@@ -37,7 +37,7 @@ _BUFFER = 256 * 1024
 #: No answer is that long: larger ones travel through the store.
 _MAX_ANSWER = 1 << 28
 #: A packet must fit into the socket's buffer (212,992 bytes by default) together with the kernel's bookkeeping.
-MAX_PACKET = 160 * 1024
+MAX_PACKET = 204 * 1024
 #: The kernel passes at most 253 descriptors at once (SCM_MAX_FD).
 _MAX_FDS = 253
 _FD_SPACE = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)

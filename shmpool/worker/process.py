@@ -10,7 +10,9 @@ a worker would not notice the death of this process for as long as that child li
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import weakref
 from collections.abc import Callable
@@ -38,8 +40,6 @@ class ProcessLike(Protocol):
     def sentinel(self) -> int: ...  # noqa: D102
     def is_alive(self) -> bool: ...  # noqa: D102
     def join(self, timeout: float | None = None) -> None: ...  # noqa: D102
-    def terminate(self) -> None: ...  # noqa: D102
-    def kill(self) -> None: ...  # noqa: D102
 
 
 class TravellingEnd:
@@ -104,6 +104,14 @@ class WorkerHandle:
             # An old kernel, or the process has been reaped already.
             self.exited = process.sentinel
             self._own_pidfd = False
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if the process has not ended."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._own_pidfd:
+                signal.pidfd_send_signal(self.exited, number)
+            elif self.process.is_alive():
+                os.kill(self.pid, number)
 
     def close(self) -> None:
         """Close the channel and the rest; the worker, if it is alive, dies."""

@@ -73,6 +73,7 @@ _CALL_QUEUE = "joins executor._executor_manager_thread and executor._call_queue"
 _FORCE_SHUTDOWN = "calls or replaces executor._force_shutdown"
 _NOT_BROKEN = "a dead worker fails the task it was running and is replaced; the pool is not broken"
 _UNPICKLABLE = "its tasks cannot be pickled: CPython has started workers by then, shmpool has not"
+_NOT_BEGUN = "expects tasks to finish that no worker has begun; all of them can be cancelled while the workers start"
 _UNPICKLE = (
     "expects BrokenProcessPool; what unpickling an argument or a result raises reaches its own future, and the "
     "pool goes on (tests/test_crash_matrix.py)"
@@ -107,6 +108,8 @@ DIFFERENCES: dict[str, Difference] = {
     "ProcessPoolSpawnProcessPoolExecutorTest.test_saturation": _purpose(_UNPICKLABLE),
     "ProcessPoolForkserverProcessPoolShutdownTest.test_processes_terminate": _purpose(_UNPICKLABLE),
     "ProcessPoolSpawnProcessPoolShutdownTest.test_processes_terminate": _purpose(_UNPICKLABLE),
+    "ProcessPoolForkserverProcessPoolShutdownTest.test_cancel_futures": _purpose(_NOT_BEGUN),
+    "ProcessPoolSpawnProcessPoolShutdownTest.test_cancel_futures": _purpose(_NOT_BEGUN),
     "ExecutorDeadlockTest.test_error_at_task_unpickle": _purpose(_UNPICKLE),
     "ExecutorDeadlockTest.test_exit_at_task_unpickle": _purpose(_UNPICKLE),
     "ExecutorDeadlockTest.test_error_during_result_unpickle_in_result_handler": _purpose(_UNPICKLE),

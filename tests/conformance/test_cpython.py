@@ -24,9 +24,9 @@ pytestmark = [
     pytest.mark.timeout(60),
 ]
 
-# The least number of tests that must be left to run under each start method, of about 60 in Python 3.13 and
-# 50 in 3.11.
-FLOOR = 45
+# The least number of tests that must be left to run under each start method: of the 63 in Python 3.13 at least
+# 50 are, of the 57 in the one file of older versions 45.
+FLOOR = 42
 
 try:
     MODULES = harness.load_modules()

@@ -68,6 +68,31 @@ def test_tasks_are_finished_and_workers_end_when_nobody_waits(
     )
 
 
+def test_tasks_that_have_begun_are_finished_when_the_others_are_cancelled(
+    start_method: str, tmp_path: Path
+) -> None:
+    """``test_cancel_futures``, when the workers are there."""
+    with ShmExecutor(MOST, mp_context=start_method) as executor:
+        begun = [executor.submit(wait_for, tmp_path / "gate") for _ in range(MOST)]
+        wait_until(lambda: all(task.running() for task in begun), 30, "the tasks to begin")
+        others = [executor.submit(abs, -1) for _ in range(10 * MOST)]
+        executor.shutdown(wait=False, cancel_futures=True)
+        (tmp_path / "gate").touch()
+    assert [task.result(timeout=0) for task in begun] == [None] * MOST
+    # Some were sent ahead to the busy workers: too late to cancel them.
+    assert {task.result(timeout=0) for task in others if not task.cancelled()} <= {1}
+    assert sum(task.cancelled() for task in others) >= 5 * MOST
+
+
+@pytest.mark.timeout(30)
+def test_all_tasks_can_be_cancelled_before_the_first_worker_is_ready(start_method: str) -> None:
+    """``test_cancel_futures``, when the workers are still starting."""
+    with ShmExecutor(MOST, mp_context=start_method) as executor:
+        tasks = [executor.submit(abs, -1) for _ in range(10 * MOST)]
+        executor.shutdown(cancel_futures=True)
+    assert all(task.cancelled() or task.result(timeout=0) == 1 for task in tasks)
+
+
 def test_shutdown_after_a_task_that_cannot_be_pickled_does_not_hang(start_method: str) -> None:
     """``test_shutdown_deadlock_pickle``."""
     with ShmExecutor(2, mp_context=start_method) as executor:

@@ -386,7 +386,9 @@ def test_a_pool_that_is_closed_before_its_workers_are_ready_waits_for_its_tasks(
 # ---------------------------------------------------------------- tasks that wait for each other
 
 
-@pytest.mark.xfail(reason="what waits in a busy worker's socket is not counted as a need for a worker")
+@pytest.mark.xfail(
+    reason="what waits in a busy worker's socket is not counted as a need for a worker"
+)
 def test_tasks_that_wait_for_each_other_get_a_worker_each():
     machine = with_ready_workers(on_demand(3), 1)
     actions = [a for task in range(3) for a in machine.submitted(task)]
@@ -512,7 +514,9 @@ class RandomLives(RuleBasedStateMachine):
         self.workers[worker].ready = True
         self.perform(self.machine.ready(worker))
 
-    @precondition(lambda self: any(w.running is not None or w.unread for w in self.workers.values()))
+    @precondition(
+        lambda self: any(w.running is not None or w.unread for w in self.workers.values())
+    )
     @rule(number=st.integers(0, 99), count=st.integers(1, 3))
     def a_worker_works(self, number, count) -> None:
         busy = [n for n, w in self.workers.items() if w.running is not None or w.unread]

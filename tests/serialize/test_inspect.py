@@ -9,6 +9,7 @@ import functools
 import gc
 import io
 import pickle
+import re
 import sqlite3
 import sys
 import threading
@@ -186,7 +187,9 @@ def test_what_can_be_pickled_is_ok_and_has_no_failures():
         (ValueError("x", LOCK), ["obj.args[1]"]),
         ([(i for i in ()), sys._getframe()], ["obj[0]", "obj[1]"]),
     ],
-    ids=lambda value: str(value) if isinstance(value, list) else type(value).__name__,
+    ids=lambda value: (
+        re.sub(" at 0x\\w+", "", str(value)) if isinstance(value, list) else type(value).__name__
+    ),
 )
 def test_the_path_is_what_python_would_write(obj, expected):
     assert paths(obj) == expected
@@ -646,6 +649,42 @@ def test_the_caller_s_dumps_decides():
     assert paths([anonymous], dumps=pickle.dumps) == ["obj[0]"]
     assert culprit_path([anonymous], "args", pickle.dumps) == "args[0] (a 'function')"
     assert culprit_path([LOCK], "args", lambda _: b"") is None
+
+
+def test_a_pickler_of_the_caller_s_writes_to_nowhere_and_is_cut_short():
+    files = []
+
+    def pickler(file):
+        files.append(file)
+        return cloudpickle.Pickler(file)
+
+    huge = [b"x" * 100_000] * 10
+    assert culprit_path([huge, LOCK], "args", pickler=pickler) == "args[1] (a '_thread.lock')"
+    assert files
+    assert all(file.write(b"four") == 4 for file in files)
+    start = time.monotonic()
+    long = [str(i) for i in range(2_000_000)]
+    assert culprit_path([long, LOCK], "args", pickler=pickler) in (
+        "args[1] (a '_thread.lock')",
+        None,
+    )
+    assert time.monotonic() - start < 3
+    with pytest.raises(search.TimeUp):
+        inspection.Nowhere(time.monotonic() - 1).write(b"")
+
+
+def test_arrays_that_cannot_fail_are_not_copied_to_be_tried():
+    tracemalloc = pytest.importorskip("tracemalloc")
+    strided = np.zeros((1000, 2000))[:, ::2]
+    tracemalloc.start()
+    try:
+        assert paths([strided, {"k": [strided, LOCK]}]) == ["obj[1]['k'][1]"]
+        copies = tracemalloc.get_traced_memory()[1] // strided.nbytes
+    finally:
+        tracemalloc.stop()
+    assert copies <= 2, (
+        "one at a time: the whole object was tried, and so were the lists that hold it"
+    )
 
 
 # ---- what is printed -------------------------------------------------------------------------------------------------

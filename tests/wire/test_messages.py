@@ -25,11 +25,29 @@ extras = st.builds(
 )
 some_extras = st.none() | extras.filter(bool)
 messages = st.one_of(
-    st.builds(Call, u64, data, data, st.booleans(), some_extras),
-    st.builds(Notice, extras.filter(bool)),
+    st.builds(
+        Call,
+        task=u64,
+        function=data,
+        arguments=data,
+        readonly=st.booleans(),
+        room=u64,
+        extras=some_extras,
+    ),
+    st.builds(Notice, extras=extras.filter(bool), room=u64),
     st.builds(Ready, u32),
-    st.builds(Failed, st.text(max_size=50).filter(lambda text: text.isprintable())),
-    st.builds(Answer, u64, st.booleans(), data, u64, u64, u32, some_extras),
+    st.builds(Failed, st.text(max_size=50)),
+    st.builds(
+        Answer,
+        task=u64,
+        ok=st.booleans(),
+        result=data,
+        copied=u64,
+        shared=u64,
+        microseconds=u32,
+        resident=u64,
+        extras=some_extras,
+    ),
 )
 
 
