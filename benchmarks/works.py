@@ -210,8 +210,8 @@ WORKS = {
             "import, start, first result",
             lambda contender, data, items: contender.call(tasks.noop),
             kind="start",
-            notes="A fresh interpreter that has imported numpy; the package's import (from byte code) "
-            "counts.",
+            notes="A fresh interpreter that has imported numpy; importing the package counts, its "
+            "byte code exists.",
         ),
         Work(
             "latency",

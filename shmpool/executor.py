@@ -226,7 +226,9 @@ class ShmExecutor(Executor):
         except Exception as error:
             submit_next: Callable[[tuple[Any, ...]], Future[Any]] = partial(_failed_call, error)
         else:
-            submit_next = partial(_submit_call, weakref.ref(self), function, epoch)
+            # With a buffersize the results need the executor, else only their futures.
+            executor = weakref.ref(self) if buffersize is None else lambda: self
+            submit_next = partial(_submit_call, executor, function, epoch)
         futures = deque(map(submit_next, itertools.islice(calls, buffersize)))
         results = _results(futures, calls if buffersize else None, submit_next, deadline)
         return itertools.chain.from_iterable(results) if chunksize > 1 else results
@@ -276,7 +278,7 @@ class ShmExecutor(Executor):
 
     def _function(self, fn: Callable[..., Any]) -> Function:
         payload = self._store.dump(fn, self._launcher.pickling, FUNCTION)
-        return Function(payload, getattr(fn, "__qualname__", None) or repr(fn))
+        return Function(payload, _name(fn))
 
     def _task(
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], epoch: object
@@ -289,7 +291,10 @@ _INERT = (list, tuple, range, itertools.repeat)
 
 
 def _submit_call(
-    executor: weakref.ref[ShmExecutor], function: Function, epoch: object, args: tuple[Any, ...]
+    executor: Callable[[], ShmExecutor | None],
+    function: Function,
+    epoch: object,
+    args: tuple[Any, ...],
 ) -> Future[Any]:
     ex = executor()
     if ex is None:
@@ -301,6 +306,13 @@ def _submit_call(
         return _failed(error)
     ex._driver.submit(task)
     return task.future
+
+
+def _name(fn: Any) -> str:
+    """What a function is called in errors, shortly."""
+    if isinstance(fn, partial):
+        return f"partial({_name(fn.func)}, ...)"
+    return str(getattr(fn, "__qualname__", None) or f"a {type(fn).__name__}")
 
 
 def _failed(error: BaseException) -> Future[Any]:

@@ -298,8 +298,8 @@ def test_ending_the_workers_fails_what_runs_and_starts_nothing_new(
     executor = ShmExecutor(2, mp_context=start_method)
     list(executor.map(abs, range(500), timeout=SOON))  # so that many are sent ahead
     running = [executor.submit(blocked, str(tmp_path)) for _ in range(2)]
-    ahead = [executor.submit(os.getpid) for _ in range(50)]
     pids = pids_in(tmp_path, 2)
+    ahead = [executor.submit(os.getpid) for _ in range(50)]
     getattr(executor, how)()
     done, _ = wait(running + ahead, SOON)
     assert len(done) == 52, "a future is never resolved"

@@ -56,11 +56,18 @@ class Counts:
         self.submitted = self.done = self.failed = self.died = 0
         self.copied = self.shared = self.inline = 0
 
-    def count(self, payload_bytes: int, copied: int, shared: int) -> None:
-        """Add one payload."""
-        self.inline += payload_bytes
-        self.copied += copied
-        self.shared += shared
+    def count(self, payload: Payload) -> None:
+        """Add what was sent."""
+        self.inline += len(payload.data)
+        self.copied += payload.copied
+        self.shared += payload.shared
+
+    def count_answer(self, answer: Answer) -> None:
+        """Add what was received."""
+        self.done += 1
+        self.inline += len(answer.result)
+        self.copied += answer.copied
+        self.shared += answer.shared
 
 
 class Driver:
@@ -101,8 +108,10 @@ class Driver:
         self._by_fd: dict[
             int, tuple[int, WorkerHandle, bool]
         ] = {}  # (worker, handle, is it its exit?)
+        self._failed: dict[int, str] = {}  # workers whose initializer raised: the traceback
         self._poller: select.epoll | None = None
         self._wake = -1
+        self._wake_lock = threading.Lock()  # guards the closing of _wake
         self._thread: threading.Thread | None = None
         self._abandoned = False
         self._pid = os.getpid()
@@ -158,9 +167,10 @@ class Driver:
             number = next(self._task_ids)
             self._tasks[number] = task
             self.counts.submitted += 1
-            self.counts.count(
-                len(task.arguments.data), task.arguments.copied, task.arguments.shared
-            )
+            self.counts.count(task.arguments)
+            if not task.function.counted:
+                task.function.counted = True
+                self.counts.count(task.function.payload)
             settled = self._perform(self._machine.submitted(number))
         _settle(settled)
 
@@ -195,16 +205,18 @@ class Driver:
     def _cancel_waiting(self) -> None:
         """Take no more tasks, and cancel those that have not begun."""
         with self._lock:
-            self._machine.closing = True
+            settled = self._perform(self._machine.closed())
             waiting = [(number, task) for number, task in self._tasks.items() if not task.started]
+        _settle(settled)
         cancelled = [(number, task) for number, task in waiting if task.future.cancel()]
         with self._lock:
             for number, task in cancelled:
                 if self._tasks.get(number) is task:
                     del self._tasks[number]
-                    self._machine.withdrawn(number)
                     task.future.set_running_or_notify_cancel()
                     task.arguments.release()
+                    settled = self._perform(self._machine.withdrawn(number))
+                    assert not settled
 
     def terminate(self, signal_number: int) -> None:
         """End all workers with a signal; tasks under way fail, the others are cancelled, no more are taken."""
@@ -225,10 +237,13 @@ class Driver:
 
     def wake(self) -> None:
         """Make the dispatcher thread look around.  Safe in finalizers and signal handlers."""
-        wake = self._wake
-        if wake >= 0 and os.getpid() == self._pid:
-            with contextlib.suppress(OSError):  # it has just ended
-                os.eventfd_write(wake, 1)
+        # Whoever holds this lock is waking it up, too, or has ended it.
+        if self._wake_lock.acquire(blocking=False):
+            try:
+                if self._wake >= 0 and os.getpid() == self._pid:
+                    os.eventfd_write(self._wake, 1)
+            finally:
+                self._wake_lock.release()
 
     # ---------------------------------------------------------------- performing actions (holding _lock)
 
@@ -378,6 +393,21 @@ class Driver:
     # ---------------------------------------------------------------- the dispatcher thread
 
     def _run(self) -> None:
+        try:
+            self._dispatch()
+        except BaseException:
+            # A mistake of ours. Nobody may wait for ever because of it.
+            _log.exception("the dispatcher failed; its pool is broken")
+            with self._lock:
+                self._break("the dispatcher failed; see the log", signal.SIGKILL)
+                settled = self._perform(self._machine.broke())
+                for worker, handle in list({**self._workers, **self._leaving}.items()):
+                    self._remove(worker, handle)
+            _settle(settled)
+        finally:
+            self._finish()
+
+    def _dispatch(self) -> None:
         poller = self._poller
         assert poller is not None
         while not self._is_finished():
@@ -399,7 +429,6 @@ class Driver:
                 with self._lock:
                     settled = self._perform(self._machine.closed())
                 _settle(settled)
-        self._finish()
 
     def _tell_idle_workers(self) -> None:
         """After some idle time: tell workers what they need not keep, although there is no call to say it with."""
@@ -418,8 +447,9 @@ class Driver:
     def _finish(self) -> None:
         with self._lock:
             self.finished = True
-            wake, self._wake = self._wake, -1
-        os.close(wake)
+        with self._wake_lock:
+            os.close(self._wake)
+            self._wake = -1
         assert self._poller is not None
         self._poller.close()
         self._cleanup()
@@ -456,18 +486,17 @@ class Driver:
                 settled = self._perform(
                     self._machine.answered(worker, message.task, message.microseconds)
                 )
-                self.counts.done += 1
-                self.counts.count(len(message.result), message.copied, message.shared)
-            if task is None:
+                self.counts.count_answer(message)
+            if task is not None:
+                found = task, message.ok, self._receive(handle, task, message)
+            elif self.broken is None:
                 raise WireError(f"an answer to task {message.task}, which was not asked")
-            found = task, message.ok, self._receive(handle, task, message)
         elif isinstance(message, Ready):
             with self._lock:
                 settled = self._perform(self._machine.ready(worker))
         elif isinstance(message, Failed):
-            with self._lock:
-                self._break(f"A process in the process pool failed to initialize:\n{message.text}")
-                settled = self._perform(self._machine.broke())
+            # The worker may have more to do, such as to flush its log: the pool breaks when it has ended.
+            self._failed[worker] = message.text
         else:
             raise WireError(f"a worker sent {type(message).__name__}")
         _settle(settled)
@@ -522,14 +551,28 @@ class Driver:
         with self._lock:
             unread = self._take_back(worker, 1 << 30) if worker in self._workers else []
             for number in unread:
-                self._tasks[number].introduced = []
-            settled = self._perform(self._machine.died(worker, unread))
-            self._workers.pop(worker, None)
-            self._leaving.pop(worker, None)
-            self.processes.pop(handle.pid, None)
-            self._store.lost_peer(handle.peer)
-            handle.close()
+                if number in self._tasks:
+                    self._tasks[number].introduced = []
+            settled = self._init_failed(worker)
+            settled += self._perform(self._machine.died(worker, unread))
+            self._remove(worker, handle)
         _settle(settled)
+
+    def _remove(self, worker: int, handle: WorkerHandle) -> None:
+        """A worker is no more."""
+        self._workers.pop(worker, None)
+        self._leaving.pop(worker, None)
+        self.processes.pop(handle.pid, None)
+        self._store.lost_peer(handle.peer)
+        handle.close()
+
+    def _init_failed(self, worker: int) -> list[tuple[Task, BaseException]]:
+        """If a worker has ended since its initializer raised, so will the others: the pool is broken."""
+        text = self._failed.pop(worker, None)
+        if text is None or self.broken is not None:
+            return []
+        self._break(f"A process in the process pool failed to initialize:\n{text}")
+        return self._perform(self._machine.broke())
 
     def _forget_fd(self, fd: int) -> None:
         if self._by_fd.pop(fd, None) is not None:

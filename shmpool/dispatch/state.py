@@ -167,6 +167,7 @@ class Machine:
 
     def dropped(self, worker: int, task: int) -> list[Action]:
         """A task that was to be sent turned out to be cancelled."""
+        self._workers[worker].assigned -= 1
         return self._done(worker, task)
 
     def refused(self, worker: int, task: int) -> list[Action]:
@@ -175,7 +176,7 @@ class Machine:
         del state.tasks[task]
         state.assigned -= 1
         state.full = bool(state.tasks)  # it has room again when it answers
-        self._pending.appendleft(task)
+        self._put_back([task])
         self._place(worker)
         return []
 
@@ -190,7 +191,7 @@ class Machine:
         for task in tasks:
             del state.tasks[task]
         state.assigned -= len(tasks)
-        self._pending.extendleft(reversed(tasks))
+        self._put_back(tasks)
         self._place(worker)
         return self._next(recall=False)
 
@@ -201,11 +202,13 @@ class Machine:
             return []
         self._idle.pop(worker, None)
         self._room.pop(worker, None)
+        if self.broken:
+            return []
         actions: list[Action] = []
         for task in unread:
             del state.tasks[task]
         actions += [Fail(task, worker) for task in state.tasks]
-        self._pending.extendleft(reversed(unread))
+        self._put_back(unread)
         if not state.ready:
             self._stillborn += 1
             if self._stillborn >= _MOST_STILLBORN:
@@ -257,6 +260,15 @@ class Machine:
         self._place(worker)
         return self._next()
 
+    def _put_back(self, tasks: list[int]) -> None:
+        """These are pending again; the pending tasks stay in the order of their numbers."""
+        for task in tasks:
+            later = next((i for i, other in enumerate(self._pending) if other > task), None)
+            if later is None:
+                self._pending.append(task)
+            else:
+                self._pending.insert(later, task)
+
     def _place(self, worker: int) -> None:
         """Enter a worker where it belongs: idle, with room for more, or neither."""
         state = self._workers[worker]
@@ -284,8 +296,7 @@ class Machine:
     def _next(self, recall: bool = True) -> list[Action]:
         actions: list[Action] = []
         pending = self._pending
-        if pending and not self.broken:
-            self._start_workers(actions)
+        if not self.broken:
             while pending:
                 if self._idle:
                     worker = next(iter(self._idle))
@@ -300,6 +311,8 @@ class Machine:
                 state.assigned += 1
                 self._place(worker)
                 actions.append(Send(task, worker))
+            if len(self._workers) < self._max_workers:
+                self._start_workers(actions)
         if recall and self._idle and not pending:
             self._recall(actions)
         if (
@@ -313,13 +326,16 @@ class Machine:
         return actions
 
     def _start_workers(self, actions: list[Action]) -> None:
-        missing = self._max_workers - len(self._workers)
-        if missing <= 0:
-            return
-        if not self._start_all:
-            starting = sum(not worker.ready for worker in self._workers.values())
-            missing = min(missing, len(self._pending) - len(self._idle) - starting)
-        actions.extend(self._start() for _ in range(missing))
+        """One for each task that waits, be it here or in a busy worker's socket, as far as there may be more."""
+        waiting = len(self._pending)
+        starting = 0
+        for worker in self._workers.values():
+            waiting += max(0, len(worker.tasks) - 1)
+            starting += not worker.ready
+        if waiting:
+            needed = self._max_workers if self._start_all else waiting - len(self._idle) - starting
+            missing = min(needed, self._max_workers - len(self._workers))
+            actions.extend(self._start() for _ in range(missing))
 
     def _recall(self, actions: list[Action]) -> None:
         """Something to do for an idle worker: half of what the busiest has not begun."""

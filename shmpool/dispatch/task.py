@@ -14,11 +14,12 @@ __all__ = ["Function", "Task"]
 class Function:
     """A pickled function, shared by the tasks of one call."""
 
-    __slots__ = ("name", "payload")
+    __slots__ = ("counted", "name", "payload")
 
     def __init__(self, payload: Payload, name: str) -> None:
         self.payload = payload
         self.name = name
+        self.counted = False  # in the executor's figures
 
     def __del__(self) -> None:
         # The last of the tasks is gone. Finalizers wait for no lock: the blocks are queued.

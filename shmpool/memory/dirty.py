@@ -116,7 +116,7 @@ class _Pagemap:
             os.close(descriptor)
 
     def __del__(self) -> None:
-        if os is not None:  # type: ignore[redundant-expr]  # at interpreter exit modules are emptied
+        if os is not None:  # at interpreter exit modules are emptied
             self.close()
 
     def _ask(self, first: int, last: int) -> bool:

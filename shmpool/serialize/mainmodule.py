@@ -17,7 +17,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import FunctionType, ModuleType
+from types import FunctionType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shmpool.serialize.scriptnames import ScriptNames
 
 __all__ = ["MainModule"]
 
@@ -61,7 +65,8 @@ class MainModule:
         def has(name: str, obj: object) -> bool:
             top, _, rest = name.partition(".")
             start = then.get(top)
-            return (_resolve(start, rest) if rest else start) is obj
+            # The pickler, too, must find it under this name now.
+            return (_resolve(start, rest) if rest else start) is obj is _resolve(module, name)
 
         return cls(has)
 
@@ -69,20 +74,17 @@ class MainModule:
     def script(cls) -> MainModule:
         """A receiver that imports this process's main script as ``__mp_main__``."""
         module = sys.modules.get("__main__")
-        found_lines: list[dict[str, set[int]]] = []  # read when first asked: few programs need it
+        read: list[ScriptNames] = []  # when first asked: few programs need it
 
         def has(name: str, obj: object) -> bool:
-            if not found_lines:
-                from shmpool.serialize.scriptnames import (
-                    top_level_definitions,
-                )  # ast is slow to import
+            if not read:
+                from shmpool.serialize.scriptnames import ScriptNames  # slow to import (ast)
 
-                found_lines.append(top_level_definitions(module) if module is not None else {})
-            lines = found_lines[0]
+                read.append(ScriptNames(module))
             top, _, rest = name.partition(".")
             holder = _resolve(module, top)
             found = _resolve(holder, rest) if rest else holder
-            return found is obj and top in lines and _defined_at(holder, lines[top], module)
+            return found is obj and read[0].define(top, holder)
 
         return cls(has)
 
@@ -91,14 +93,3 @@ def _resolve(start: object, path: str) -> object:
     for part in path.split("."):
         start = getattr(start, part, None)
     return start
-
-
-def _defined_at(obj: object, lines: set[int], module: ModuleType | None) -> bool:
-    """Is ``obj`` the definition that stands in the file, not one of the same name from elsewhere?
-
-    A decorated function's code may lie elsewhere; its name and its being the module's attribute must suffice.
-    """
-    code = getattr(obj, "__code__", None)
-    if code is None or code.co_filename != getattr(module, "__file__", None):
-        return True
-    return code.co_firstlineno in lines

@@ -1,59 +1,105 @@
 """Which names does a script define when it is run as ``__mp_main__``?  Read from its source, not by running it.
 
-Those at its top level that do not stand under ``if __name__ == "__main__":``.
+Those at its top level that do not stand under ``if __name__ == "__main__":``.  A name may have been given to something
+else since: so what has it now is compared with the definition by its lines in the file.  In doubt the answer is no.
 """
 
 from __future__ import annotations
 
 import ast
 import sys
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 
-__all__ = ["top_level_definitions"]
-
-
-def top_level_definitions(module: ModuleType) -> dict[str, set[int]]:
-    """Names that running the main script as ``__mp_main__`` defines, with the lines where the definitions start."""
-    path = getattr(module, "__file__", None)
-    if not path or _is_interactive(module):
-        return {}
-    try:
-        with open(path, "rb") as file:
-            tree = ast.parse(file.read())
-    except (OSError, SyntaxError, ValueError):
-        return {}
-    found: dict[str, set[int]] = {}
-    _collect(tree.body, found)
-    return found
+__all__ = ["ScriptNames"]
 
 
-def _is_interactive(module: ModuleType) -> bool:
+class ScriptNames:
+    """The names that ``module``, a main module, has when it is imported by a worker."""
+
+    def __init__(self, module: ModuleType | None) -> None:
+        self._file = getattr(module, "__file__", None)
+        self._lines: dict[str, list[range]] = {}  # of the definitions of functions and classes
+        self._decorated: set[str] = set()
+        self._assigned: set[str] = set()
+        self._again: set[str] = set()  # what the main guard defines
+        if module is not None and self._file and _is_imported_by_workers(module):
+            try:
+                with open(self._file, "rb") as file:
+                    self._collect(ast.parse(file.read()).body)
+            except (OSError, SyntaxError, ValueError):
+                pass
+
+    def define(self, name: str, obj: object) -> bool:
+        """Does the script define ``name``, at its top level, as the function or class ``obj``?"""
+        places = self._lines.get(name, [])
+        line = self._line_of(obj)
+        if line is not None:
+            return any(line in place for place in places)
+        # Its code lies elsewhere, or it has none: made by a decorator, or by a call (a namedtuple).
+        made = name in self._decorated or name in self._assigned
+        made = made or (isinstance(obj, type) and bool(places))
+        return made and name not in self._again
+
+    def _line_of(self, obj: object) -> int | None:
+        """A line of the script in which ``obj`` is defined."""
+        if isinstance(obj, type):
+            if obj.__dict__.get("__firstlineno__") is not None:  # Python 3.13
+                return int(obj.__dict__["__firstlineno__"])
+            codes = [part.__code__ for part in vars(obj).values() if isinstance(part, FunctionType)]
+        else:
+            while hasattr(obj, "__wrapped__"):
+                obj = obj.__wrapped__
+            code = getattr(obj, "__code__", None)
+            codes = [code] if isinstance(code, CodeType) else []
+        lines = [code.co_firstlineno for code in codes if code.co_filename == self._file]
+        return lines[0] if lines else None
+
+    def _collect(self, body: list[ast.stmt]) -> None:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                place = range(first, (node.end_lineno or first) + 1)
+                self._lines.setdefault(node.name, []).append(place)
+                if node.decorator_list:
+                    self._decorated.add(node.name)
+            elif isinstance(node, ast.Assign):
+                self._assigned.update(t.id for t in node.targets if isinstance(t, ast.Name))
+            elif isinstance(node, ast.If):
+                if _is_main_guard(node.test):
+                    self._again.update(_bound_names(node.body))
+                else:
+                    self._collect(node.body)
+                self._collect(node.orelse)
+            elif isinstance(node, ast.Try):
+                for part in (
+                    node.body,
+                    node.orelse,
+                    node.finalbody,
+                    *(h.body for h in node.handlers),
+                ):
+                    self._collect(part)
+            elif isinstance(node, ast.With):
+                self._collect(node.body)
+
+
+def _is_imported_by_workers(module: ModuleType) -> bool:
     # IPython sets __file__ for %run, but multiprocessing does not hand its main module to the children.
-    return hasattr(sys, "ps1") or hasattr(module, "get_ipython")
-
-
-def _collect(body: list[ast.stmt], found: dict[str, set[int]]) -> None:
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            lines = {node.lineno, *(decorator.lineno for decorator in node.decorator_list)}
-            found.setdefault(node.name, set()).update(lines)
-        elif isinstance(node, ast.Assign):
-            # name = decorator(function), Class = namedtuple(...)
-            for target in node.targets:
-                if isinstance(target, ast.Name):
-                    found.setdefault(target.id, set()).add(node.lineno)
-        elif isinstance(node, ast.If):
-            if not _is_main_guard(node.test):
-                _collect(node.body, found)
-                _collect(node.orelse, found)
-            else:
-                _collect(node.orelse, found)
-        elif isinstance(node, ast.Try):
-            for part in (node.body, node.orelse, node.finalbody, *(h.body for h in node.handlers)):
-                _collect(part, found)
-        elif isinstance(node, ast.With):
-            _collect(node.body, found)
+    if hasattr(sys, "ps1") or hasattr(module, "get_ipython"):
+        return False
+    name = getattr(getattr(module, "__spec__", None), "name", None) or ""
+    return not name.endswith(".__main__")  # nor does it hand on that of ``python -m package``
 
 
 def _is_main_guard(test: ast.expr) -> bool:
     return any(isinstance(node, ast.Name) and node.id == "__name__" for node in ast.walk(test))
+
+
+def _bound_names(body: list[ast.stmt]) -> set[str]:
+    found = set()
+    for statement in body:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+    return found

@@ -20,11 +20,12 @@ from typing import Any, Literal
 import numpy as np
 
 from shmpool.config import Config, parse_size
+from shmpool.memory.intervals import IntervalSet
 from shmpool.memory.segment import HUGE_PAGE, Bytes, Mode, Segment, round_up
 from shmpool.serialize.pickling import Pickling, What, loads
 from shmpool.store import payload as wire_form
 from shmpool.store.arena import OwnArena
-from shmpool.store.blocks import Block
+from shmpool.store.blocks import Block, BlockKey
 from shmpool.store.books import Payload, stores
 from shmpool.store.exchange import Exchange
 from shmpool.store.heap import Heap, HugePages
@@ -195,6 +196,7 @@ class ObjectStore(Exchange):
         blocks: list[Block] = []
         spans: list[Span | None] = []
         to_copy: list[tuple[int, Bytes]] = []  # (index in spans, bytes)
+        entries: dict[BlockKey, list[tuple[int, IntervalSet]]] = {}
         copied = shared = 0
         try:
             for buffer in buffers:
@@ -206,8 +208,12 @@ class ObjectStore(Exchange):
                     copied += source.nbytes
                 else:
                     block, start = found
-                    spans.append(Span(len(blocks), start, source.nbytes))
-                    blocks.append(block)
+                    index = _entry_for(block, start, start + source.nbytes, entries, len(blocks))
+                    if index == len(blocks):
+                        blocks.append(block)
+                    else:
+                        self.let_go([block])
+                    spans.append(Span(index, start, source.nbytes))
                     shared += source.nbytes
             for group in _grouped(to_copy, self.config.own_block):
                 self._write(group, blocks, spans, buffers, epoch)
@@ -447,6 +453,25 @@ class ObjectStore(Exchange):
             "copies": copies,
             "others": total - views - workers - copies,
         }
+
+
+def _entry_for(
+    block: Block,
+    start: int,
+    stop: int,
+    entries: dict[BlockKey, list[tuple[int, IntervalSet]]],
+    new: int,
+) -> int:
+    """Which of a payload's blocks serves for a part of ``block``: one whose other parts do not overlap, or a new one."""
+    same = entries.setdefault(block[:2], [])
+    for index, taken in same:
+        if not taken.overlap(start, stop):
+            taken.add(start, stop)
+            return index
+    taken = IntervalSet()
+    taken.add(start, stop)
+    same.append((new, taken))
+    return new
 
 
 def _grouped(items: Iterable[tuple[int, Bytes]], own_block: int) -> list[list[tuple[int, Bytes]]]:

@@ -198,7 +198,7 @@ def _serve(
 
     def forked(channel: list[int]) -> None:
         requests.close()
-        for fd in (lifeline, *(status for _, status in children.values())):
+        for fd in (lifeline, *children, *(status for _, status in children.values())):
             os.close(fd)
         signal.signal(signal.SIGINT, on_interrupt)
         main(end_from_fds(*channel), initializer, settings)

@@ -58,7 +58,7 @@ def test_each_task_that_finds_nobody_idle_starts_a_worker_up_to_the_limit():
 def test_an_idle_worker_is_used_before_another_is_started():
     machine = with_ready_workers(on_demand(2), 1)
     assert machine.submitted(0) == [Send(0, 0)]
-    assert machine.submitted(1)[0] == Start(1)
+    assert Start(1) in machine.submitted(1)
 
 
 def test_the_worker_that_gets_ready_first_gets_the_oldest_task():
@@ -82,7 +82,9 @@ def test_when_a_process_cannot_be_started_others_go_on():
     machine.submitted(0)
     machine.submitted(1)
     assert machine.start_failed(1)
-    assert machine.ready(0) == [Start(2), Send(0, 0), Send(1, 0)], "a later event tries again"
+    actions = machine.ready(0)
+    assert Start(2) in actions, "a later event tries again"
+    assert [a for a in actions if isinstance(a, Send)] == [Send(0, 0), Send(1, 0)]
 
 
 def test_when_the_only_process_cannot_be_started_that_is_said():
@@ -213,7 +215,6 @@ def test_a_refused_task_goes_to_another_worker_that_becomes_idle():
     assert machine.answered(1, 1, 1_000_000)[0] == Send(2, 1)
 
 
-@pytest.mark.xfail(reason="tasks that are refused one after the other come back in reverse order")
 def test_tasks_that_are_refused_together_keep_their_order():
     machine = with_ready_workers(all_at_once(1, ahead=3), 1)
     for task in range(4):
@@ -224,7 +225,6 @@ def test_tasks_that_are_refused_together_keep_their_order():
     assert [a.task for a in actions if isinstance(a, Send)] == [1, 2, 3]
 
 
-@pytest.mark.xfail(reason="a cancelled task counts towards max_tasks_per_child")
 def test_a_cancelled_task_does_not_count_towards_the_limit_of_tasks():
     machine = on_demand(1, limit=1)
     machine.submitted(0)
@@ -386,9 +386,6 @@ def test_a_pool_that_is_closed_before_its_workers_are_ready_waits_for_its_tasks(
 # ---------------------------------------------------------------- tasks that wait for each other
 
 
-@pytest.mark.xfail(
-    reason="what waits in a busy worker's socket is not counted as a need for a worker"
-)
 def test_tasks_that_wait_for_each_other_get_a_worker_each():
     machine = with_ready_workers(on_demand(3), 1)
     actions = [a for task in range(3) for a in machine.submitted(task)]
@@ -473,6 +470,7 @@ class RandomLives(RuleBasedStateMachine):
                 for worker in self.workers.values():  # the driver ends them all
                     worker.running = None
                     worker.unread.clear()
+                    worker.answers.clear()  # nobody waits for them any more
 
     def send(self, task: int, number: int) -> list[Action]:
         worker = self.workers[number]
@@ -647,5 +645,5 @@ class RandomLives(RuleBasedStateMachine):
 
 TestRandomLives = RandomLives.TestCase
 TestRandomLives.settings = settings(
-    max_examples=100, stateful_step_count=40, report_multiple_bugs=False
+    max_examples=300, stateful_step_count=40, report_multiple_bugs=False
 )

@@ -163,9 +163,9 @@ def test_an_object_array_travels_in_the_stream(plain, out_of_band):
     assert not out_of_band
 
 
-@pytest.mark.parametrize("code", [*"bBhHiIlLqQfdu"])
+@pytest.mark.parametrize("code", [*"bBhHiIlLqQfd"])
 def test_arrays_of_the_standard_library_come_back_equal(plain, code):
-    a = array.array(code, "x" * 500 if code == "u" else [1] * 500)
+    a = array.array(code, [1] * 500)
     assert there_and_back(plain, a) == a
 
 
@@ -251,7 +251,7 @@ def nested(depth: int) -> list[object]:
 
 
 def test_what_is_nested_too_deeply_is_an_error(plain):
-    with pytest.raises(SerializationError, match="[Rr]ecursion"):
+    with pytest.raises(SerializationError, match=r"[Rr]ecursion"):
         plain.dumps(nested(100_000), RESULT)
 
 

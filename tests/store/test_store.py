@@ -753,7 +753,7 @@ def test_what_was_let_go_of_and_then_kept_again_is_held(link):
 
 
 def test_blocks_that_are_let_go_of_at_a_distance_come_home_in_any_order(link):
-    results = [link.call(lambda n: array(n), n) for n in range(6)]
+    results = [link.call(array, n) for n in range(6)]
     for index in (3, 0, 3, 1, 1, 0):
         results.pop(index)
         link.flush()
