@@ -50,8 +50,12 @@ class Contender:
         raise NotImplementedError
 
     def map(self, fn, items):
-        """Run one task an item (chunksize 1) and return the list of results, in order."""
+        """Run one task an item and return the list of results, in order."""
         raise NotImplementedError
+
+    def map_singly(self, fn, items):
+        """`map` where every item is a task of its own, also for those that would batch them."""
+        return self.map(fn, items)
 
     def put(self, value):
         """What to pass instead of `value` to several tasks: a reference, where there are such."""
@@ -153,6 +157,13 @@ class Joblib(Contender):
 
     def map(self, fn, items):
         return self.parallel(self.delayed(fn)(item) for item in items)
+
+    def map_singly(self, fn, items):
+        self.parallel.batch_size, usual = 1, self.parallel.batch_size
+        try:
+            return self.map(fn, items)
+        finally:
+            self.parallel.batch_size = usual
 
     def close(self):
         from joblib.externals.loky import get_reusable_executor

@@ -1,8 +1,9 @@
 """Memory of a process tree on Linux, with what the processes share counted once.
 
 The sum of the processes' proportional set sizes (PSS), except for shared memory files (memfd,
-/dev/shm): of these it is the blocks that the file holds, because pages that were written with
-`write` and pages that were unmapped occupy memory too, yet are part of nobody's PSS.
+/dev/shm): of these it is the blocks that the file holds, where that can be seen. Pages that were
+written with `write` or are no longer mapped occupy memory too, yet are part of nobody's PSS; and
+shares that are read one process after the other do not add up while another one maps the pages.
 """
 
 import os
@@ -35,7 +36,7 @@ def tree_bytes(pid: int) -> int:
             _descriptors(member, files)
         except OSError:
             pass  # ended meanwhile
-    return private + sum(max(mapped, held) for mapped, held in files.values())
+    return private + sum(held or mapped for mapped, held in files.values())
 
 
 def _mappings(pid, files):

@@ -134,9 +134,9 @@ def _ratio(figures: Figures, work: str) -> str:
         return ""
     what = "less" if WORKS[work].unit == "bytes" else "faster"
     ratio, name = peer[0] / ours, TITLES[peer[1]]
-    if ratio >= 1:
-        return f"{ratio:.3g}x {what} than {name}"
-    return f"{1 / ratio:.3g}x {'more' if what == 'less' else 'slower'} than {name}"
+    if ratio < 1:
+        ratio, what = 1 / ratio, "more" if what == "less" else "slower"
+    return f"{ratio:.{2 if ratio < 10 else 0}f}x {what} than {name}"
 
 
 def quantity(value: float, unit: str) -> str:

@@ -116,11 +116,11 @@ def rows():
 def frame(nbytes: int):
     def prepare():
         try:
-            import pandas
+            from pandas import DataFrame
         except ModuleNotFoundError:
             raise Unavailable("pandas is not installed") from None
         columns = fresh(nbytes)().reshape(10, -1)
-        return pandas.DataFrame({f"column{i}": column for i, column in enumerate(columns)})
+        return DataFrame({f"column{i}": column for i, column in enumerate(columns)})
 
     return prepare
 
@@ -129,7 +129,7 @@ def frame(nbytes: int):
 
 
 def one_task(task):
-    return lambda contender, data, items: contender.call(task, data)
+    return lambda contender, data, _: contender.call(task, data)
 
 
 def same_array_list(contender, array, items):
@@ -146,7 +146,7 @@ def chain(contender, array, items):
 
 
 def result(nbytes: int, read):
-    def body(contender, number, items):
+    def body(contender, number, _):
         array = contender.call(tasks.produce, nbytes, number)
         return array[0], read(array)
 
@@ -208,7 +208,7 @@ WORKS = {
         Work(
             "start",
             "import, start, first result",
-            lambda contender, data, items: contender.call(tasks.noop),
+            lambda contender, *_: contender.call(tasks.noop),
             kind="start",
             notes="A fresh interpreter that has imported numpy; importing the package counts, its "
             "byte code exists.",
@@ -216,16 +216,16 @@ WORKS = {
         Work(
             "latency",
             "one no-op task: submit, wait",
-            lambda contender, data, items: contender.call(tasks.noop),
+            lambda contender, *_: contender.call(tasks.noop),
         ),
         Work(
             "tiny",
             "10,000 no-op tasks, each",
-            lambda contender, data, items: contender.map(tasks.noop, range(items)),
+            lambda contender, _, items: contender.map_singly(tasks.noop, range(items)),
             items=10_000,
             pilot=1000,
             per_item=True,
-            notes="map with chunksize 1 (joblib batches as it likes); time per task.",
+            notes="map with chunksize 1 (joblib: batch_size=1); time per task.",
         ),
         Work(
             "arg-64kb",

@@ -12,7 +12,7 @@ denoised (total variation, Chambolle 2004), sharpened (Richardson-Lucy) and stit
 in a fresh process, and the executor's class is the only difference: `shmpool.ShmExecutor`, then
 `concurrent.futures.ProcessPoolExecutor`. Both must give the same pixels, else the exit code is 1.
 
-Needs shmpool, scikit-learn (it brings scipy) and Pillow. Memory is measured on Linux only.
+Needs shmpool (it brings loky), scikit-learn (it brings scipy) and Pillow. Memory is measured on Linux only.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+from loky import cpu_count
 from PIL import Image
 from scipy import ndimage
 
@@ -221,7 +222,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Restore photographs, once per executor.")
     parser.add_argument("photos", nargs="*", help="image files, beside scikit-learn's")
     parser.add_argument("--out", type=Path, default=Path("pictures"), help="folder for the PNGs")
-    parser.add_argument("--workers", type=int, help="default: the executor's own")
+    parser.add_argument("--workers", type=int, default=cpu_count(), help="default: one a core")
     parser.add_argument("--scale", type=float, help="enlargement, default 6 (--quick: 2)")
     parser.add_argument("--quick", action="store_true", help="one photo, small")
     options = parser.parse_args()

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Config", "parse_size"]
+__all__ = ["Config", "parse_size", "pickle_debug"]
 
 MIB = 1 << 20
 
@@ -119,6 +119,11 @@ class Config:
             dirty_detector=detector,
             verify=_flag(env, "SHMPOOL_VERIFY"),
         )
+
+
+def pickle_debug() -> bool:
+    """Is ``SHMPOOL_PICKLE_DEBUG`` set?  Then what cannot be pickled has a traceback with the way through the object."""
+    return _flag(os.environ, "SHMPOOL_PICKLE_DEBUG")
 
 
 def _size(env: os._Environ[str], name: str, default: int) -> int:

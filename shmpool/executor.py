@@ -173,7 +173,7 @@ class ShmExecutor(Executor):
             task = self._task(function, args, kwargs, None)
         except Exception as error:
             return _failed(error)
-        self._driver.submit(task)
+        self._submit(task)
         return task.future
 
     def map(
@@ -276,6 +276,13 @@ class ShmExecutor(Executor):
             store=self._store.stats(),
         )
 
+    def _submit(self, task: Task) -> None:
+        try:
+            self._driver.submit(task)
+        except BaseException:
+            task.arguments.release()
+            raise
+
     def _function(self, fn: Callable[..., Any]) -> Function:
         payload = self._store.dump(fn, self._launcher.pickling, FUNCTION)
         return Function(payload, _name(fn))
@@ -304,7 +311,7 @@ def _submit_call(
         task = ex._task(function, args, {}, epoch)
     except Exception as error:
         return _failed(error)
-    ex._driver.submit(task)
+    ex._submit(task)
     return task.future
 
 

@@ -46,7 +46,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "memory": ("intervals", "allocator", "segment", "dirty"),
     "serialize": (
         *("scriptnames", "mainmodule", "custom", "words", "parts", "search", "inspect"),
-        *("reductions", "byvalue", "debugging", "pickling", "tracing", "reasons", "explain"),
+        *("reductions", "tensors", "byvalue", "debugging", "pickling", "tracing", "reasons", "explain"),
     ),
     "store": (
         *("limits", "blocks", "addresses", "leases", "written", "payload"),
@@ -65,7 +65,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "wire": ("messages", "channel"),
     "worker": ("init", "main", "process", "template", "launch"),
-    "dispatch": ("task", "state", "driver"),
+    "dispatch": ("task", "state", "fleet", "driver"),
     "integrations": (),
 }
 

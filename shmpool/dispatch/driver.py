@@ -7,9 +7,9 @@ Threads and the lock::
     dispatcher thread: one wait on all answers, exits and the wake-up <-- workers
          reads answers -> _lock: machine, sends what is next -> unpickles -> futures
 
-``_lock`` guards the machine, the tables of tasks and workers, and all sending.  Futures are resolved (which runs the
-user's callbacks) and results unpickled (the user's code, too) without it.  While it is held the store's lock may be
-taken, never the other way round.  Finalizers and signal handlers only set a flag and write to the wake-up.
+``_lock`` guards the machine, the table of tasks and the fleet, and so all sending.  Futures are resolved (which runs
+the user's callbacks) and results unpickled (the user's code, too) without it.  While it is held the store's lock may
+be taken, never the other way round.  Finalizers and signal handlers only set a flag and write to the wake-up.
 
 The dispatcher thread starts after the first workers, so that under fork they are forked from a process that has no
 thread of ours, and ends when the last worker is gone.
@@ -17,7 +17,6 @@ thread of ours, and ends when the last worker is gone.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import os
@@ -29,6 +28,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
+from shmpool.dispatch.fleet import Fleet, Source
 from shmpool.dispatch.state import Action, Break, Fail, Machine, Recall, Retire, Send, Start, Stop
 from shmpool.dispatch.task import Task
 from shmpool.errors import BrokenPoolError, WireError, WorkerDiedError
@@ -36,15 +36,15 @@ from shmpool.memory.segment import Mode
 from shmpool.store.blocks import ArenaInfo, Block
 from shmpool.store.store import ObjectStore, Payload
 from shmpool.wire import messages
-from shmpool.wire.messages import Answer, Call, Extras, Failed, Notice, Ready
-from shmpool.worker.process import ProcessLike, Starter, WorkerHandle, start_worker
+from shmpool.wire.messages import Answer, Failed, Ready
+from shmpool.worker.process import ProcessLike, Starter, WorkerHandle
 
 __all__ = ["Counts", "Driver"]
 
 _log = logging.getLogger("shmpool")
 
-#: A message to a worker names at most so many freed blocks, so that it fits in a packet.
-_MOST_FREED = 1000
+#: Tasks that failed, for whoever holds no lock to settle.
+Failures = list[tuple[Task, BaseException]]
 
 
 class Counts:
@@ -79,9 +79,9 @@ class Driver:
     store : ObjectStore
     mode : {"c", "r"}
         How results are mapped.
-    first_starter, later_starter : callable
-        Makes the function that starts processes: the first for the first workers, the second for the others, both
-        called once, before this process has a thread of the driver's.
+    make_starters : callable
+        Returns what starts the first workers, and what then makes the starter of all others; called once, before this
+        process has a thread of the driver's.
     cleanup : callable
         Called after the last worker is gone.
     """
@@ -100,16 +100,10 @@ class Driver:
         self._mode = mode
         self._make_starters = make_starters
         self._cleanup = cleanup
-        self._starter: Starter | None = None
+        self._fleet: Fleet | None = None
         self._tasks: dict[int, Task] = {}
         self._task_ids = itertools.count()
-        self._workers: dict[int, WorkerHandle] = {}
-        self._leaving: dict[int, WorkerHandle] = {}  # retired, not yet ended
-        self._by_fd: dict[
-            int, tuple[int, WorkerHandle, bool]
-        ] = {}  # (worker, handle, is it its exit?)
-        self._failed: dict[int, str] = {}  # workers whose initializer raised: the traceback
-        self._poller: select.epoll | None = None
+        self._init_failures: dict[int, str] = {}  # workers whose initializer raised: the traceback
         self._wake = -1
         self._wake_lock = threading.Lock()  # guards the closing of _wake
         self._thread: threading.Thread | None = None
@@ -136,17 +130,22 @@ class Driver:
             if self._thread is not None or self.finished:  # type: ignore[redundant-expr]  # another thread was faster
                 return
             self._store.start_use(self.wake)
-            self._poller = select.epoll()
+            self._fleet = fleet = Fleet(self._store, self.processes)
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._poller.register(self._wake, select.EPOLLIN)
-            self._starter, make_later = self._make_starters()
+            fleet.poller.register(self._wake, select.EPOLLIN)
             try:
+                fleet.starter, make_later = self._make_starters()
                 for action in self._machine.started():
                     assert isinstance(action, Start)
-                    self._start_worker(action.worker)
-                self._starter = make_later()
+                    fleet.start(action.worker)
+                fleet.starter = make_later()
             except BaseException:
-                self._tear_down_start()
+                self.broken = "the workers could not be started"
+                fleet.signal(signal.SIGKILL)
+                for worker, handle in list(fleet.workers.items()):
+                    handle.process.join()
+                    fleet.remove(worker, handle)
+                self._finish()
                 raise
             self._thread = threading.Thread(target=self._run, name="shmpool-dispatcher")
             _register(self)
@@ -171,8 +170,8 @@ class Driver:
             if not task.function.counted:
                 task.function.counted = True
                 self.counts.count(task.function.payload)
-            settled = self._perform(self._machine.submitted(number))
-        _settle(settled)
+            failures = self._perform(self._machine.submitted(number))
+        _settle(failures)
 
     def check(self) -> None:
         """Raise what submit raises."""
@@ -191,23 +190,22 @@ class Driver:
         """Take no more tasks; return the thread to join, if there is one."""
         if os.getpid() != self._pid:
             return None
-        if cancel_futures:
-            self._cancel_waiting()
         with self._lock:
-            settled = self._perform(self._machine.closed())
+            failures = self._perform(self._machine.closed())
             thread = self._thread
             if thread is None:
                 self.finished = True
-        _settle(settled)
+        _settle(failures)
+        if cancel_futures:
+            self._cancel_waiting()
         self.wake()
         return thread
 
     def _cancel_waiting(self) -> None:
-        """Take no more tasks, and cancel those that have not begun."""
+        """Cancel the tasks that have not begun."""
         with self._lock:
-            settled = self._perform(self._machine.closed())
             waiting = [(number, task) for number, task in self._tasks.items() if not task.started]
-        _settle(settled)
+        # Cancelling runs callbacks, so it happens without the lock; some may begin meanwhile.
         cancelled = [(number, task) for number, task in waiting if task.future.cancel()]
         with self._lock:
             for number, task in cancelled:
@@ -215,20 +213,20 @@ class Driver:
                     del self._tasks[number]
                     task.future.set_running_or_notify_cancel()
                     task.arguments.release()
-                    settled = self._perform(self._machine.withdrawn(number))
-                    assert not settled
+                    failures = self._perform(self._machine.withdrawn(number))
+                    assert not failures
 
     def terminate(self, signal_number: int) -> None:
         """End all workers with a signal; tasks under way fail, the others are cancelled, no more are taken."""
-        if os.getpid() != self._pid:
+        thread = self.shutdown(cancel_futures=True)
+        if thread is None:
             return
-        self._cancel_waiting()
         with self._lock:
-            if self._thread is not None and not self.finished:
-                self._break("the workers of this pool were terminated", signal_number)
-            settled = self._perform(self._machine.broke())
-        _settle(settled)
-        self.shutdown(cancel_futures=False)
+            if self.finished:
+                return
+            failures = self._break("the workers of this pool were terminated", signal_number)
+        _settle(failures)
+        self.wake()
 
     def abandon(self) -> None:
         """Nobody can submit any more: finish and stop.  Safe in finalizers."""
@@ -247,148 +245,90 @@ class Driver:
 
     # ---------------------------------------------------------------- performing actions (holding _lock)
 
-    def _perform(self, actions: list[Action]) -> list[tuple[Task, BaseException]]:
+    def _perform(self, actions: list[Action]) -> Failures:
         """Do it; return the tasks that failed, for the caller to settle without the lock."""
         assert self._lock.locked()
-        settled: list[tuple[Task, BaseException]] = []
+        failures: Failures = []
         todo = deque(actions)
+        fleet, machine = self._fleet, self._machine
         while todo:
             action = todo.popleft()
             if isinstance(action, Send):
-                todo.extend(self._send(action.task, action.worker))
-            elif isinstance(action, Start):
-                todo.extend(self._start_or_give_up(action.worker))
+                todo.extend(self._send(action.task, action.worker, failures))
+                continue
+            if isinstance(action, Fail):
+                failures.append(self._failure(action))
+                continue
+            if fleet is None:
+                continue  # nothing was ever started
+            if isinstance(action, Start):
+                self._start(action.worker, failures)
             elif isinstance(action, Recall):
                 todo.extend(
-                    self._machine.recalled(
-                        action.worker, self._take_back(action.worker, action.most)
-                    )
+                    machine.recalled(action.worker, fleet.take_back(action.worker, action.most))
                 )
             elif isinstance(action, Retire):
-                handle = self._workers.pop(action.worker)
-                self._leaving[action.worker] = handle
-                self.processes.pop(handle.pid, None)
-                handle.end.end_of_calls()
+                fleet.retire(action.worker)
             elif isinstance(action, Stop):
-                for handle in self._workers.values():
-                    handle.end.end_of_calls()
+                fleet.stop()
             elif isinstance(action, Break):
-                self._break(
+                failures += self._break(
                     "A child process terminated abruptly, the process pool is not usable anymore: workers end before "
                     "they are ready to run a task"
                 )
-            elif isinstance(action, Fail):
-                task = self._tasks.pop(action.task)
-                self.counts.failed += 1
-                error: BaseException
-                if action.worker is None:
-                    error = BrokenPoolError(self.broken or "the pool was terminated")
-                else:
-                    self.counts.died += 1
-                    process = self._workers[action.worker].process
-                    error = WorkerDiedError(
-                        pid=self._workers[action.worker].pid,
-                        exitcode=process.exitcode,
-                        task=task.function.name,
-                    )
-                settled.append((task, error))
-        return settled
+        return failures
 
-    def _send(self, number: int, worker: int) -> list[Action]:
+    def _send(self, number: int, worker: int, failures: Failures) -> list[Action]:
         task = self._tasks[number]
+        assert self._fleet is not None
         if not task.started:
             if not task.future.set_running_or_notify_cancel():
                 del self._tasks[number]
                 task.arguments.release()
                 return self._machine.dropped(worker, number)
             task.started = True
-        handle = self._workers[worker]
-        peer = handle.peer
-        extras, fds = None, None
-        if task.blocks or peer.to_free or peer.to_forget:
-            extras, fds = self._extras(handle, task.blocks)
-            task.introduced = [arena[0] for arena in extras.arenas]
-            task.freed, task.forgotten = extras.freed, extras.forgotten
-        room = self._store.room_for(peer)
-        call = Call(
-            number, task.function.payload.data, task.arguments.data, task.readonly, room, extras
-        )
         try:
-            sent = handle.end.send(messages.encode(call), fds)
-        except OSError:
-            sent = False
-        finally:
-            for fd in fds or ():
-                os.close(fd)
-        if not sent:
-            self._unsaid(handle, extras)
-            return self._machine.refused(worker, number)
-        return []
+            if self._fleet.send(worker, number, task):
+                return []
+        except Exception as error:  # too many descriptors, too long: it will not go later either
+            del self._tasks[number]
+            self.counts.failed += 1
+            failures.append((task, error))
+            return self._machine.dropped(worker, number)
+        return self._machine.refused(worker, number)
 
-    def _extras(self, handle: WorkerHandle, blocks: list[Block]) -> tuple[Extras, list[int]]:
-        freed, forgotten = self._store.take_frees(handle.peer, _MOST_FREED)
-        extras = Extras(freed=freed, forgotten=forgotten)
-        fds = []
-        for info, fd in self._store.introduce(handle.peer, blocks):
-            extras.arenas.append(info)
-            fds.append(fd)
-        return extras, fds
-
-    def _unsaid(self, handle: WorkerHandle, extras: Extras | None) -> None:
-        if extras is not None and (extras.freed or extras.forgotten):
-            self._store.untake_frees(handle.peer, extras.freed, extras.forgotten)
-
-    def _take_back(self, worker: int, count: int) -> list[int]:
-        """Tasks that a worker has not read; what else their messages said is to be said again."""
-        handle = self._workers[worker]
-        numbers: list[int] = []
-        while len(numbers) < count:
-            data = handle.end.take_back()
-            if data is None:
-                break
-            message = messages.decode(data)
-            assert isinstance(message, Call | Notice)
-            self._unsaid(handle, message.extras)
-            if isinstance(message, Call):
-                numbers.append(message.task)
-        return numbers
-
-    def _start_worker(self, worker: int) -> None:
-        assert self._starter is not None
-        assert self._poller is not None
-        handle = start_worker(self._starter)
-        self._workers[worker] = handle
-        self.processes[handle.pid] = handle.process
-        self._store.add_peer(handle.peer)
-        answers = handle.end.answers.fileno()
-        self._by_fd[answers] = worker, handle, False
-        self._by_fd[handle.exited] = worker, handle, True
-        self._poller.register(answers, select.EPOLLIN)
-        self._poller.register(handle.exited, select.EPOLLIN)
-        if handle.lent is not None and handle.lent.blocks:
-            extras, fds = self._extras(handle, handle.lent.blocks)
-            try:
-                handle.end.send(messages.encode(Notice(extras, 0)), fds)
-            finally:
-                for fd in fds:
-                    os.close(fd)
-
-    def _start_or_give_up(self, worker: int) -> list[Action]:
+    def _start(self, worker: int, failures: Failures) -> None:
+        assert self._fleet is not None
         try:
-            self._start_worker(worker)
+            self._fleet.start(worker)
         except Exception as error:  # the system's, or what pickling the initializer raised
-            if self._machine.start_failed(worker):
-                return []  # others go on; a later event tries again
-            self._break(f"no worker could be started: {type(error).__name__}: {error}")
-            return self._machine.broke()
-        return []
+            if not self._machine.start_failed(
+                worker
+            ):  # else the others go on, and a later event tries again
+                failures += self._break(
+                    f"no worker could be started: {type(error).__name__}: {error}"
+                )
 
-    def _break(self, reason: str, signal_number: int = signal.SIGTERM) -> None:
-        """The pool is of no use: end what there is."""
+    def _failure(self, action: Fail) -> tuple[Task, BaseException]:
+        task = self._tasks.pop(action.task)
+        self.counts.failed += 1
+        if action.worker is None:
+            return task, BrokenPoolError(self.broken or "the pool is broken")
+        self.counts.died += 1
+        assert self._fleet is not None
+        handle = self._fleet.workers[action.worker]
+        name = task.function.name
+        return task, WorkerDiedError(pid=handle.pid, exitcode=handle.process.exitcode, task=name)
+
+    def _break(self, reason: str, signal_number: int = signal.SIGTERM) -> Failures:
+        """The pool is of no use: end the workers, fail what is left."""
         self.broken = reason
         self._machine.closing = self._machine.stopped = True
-        for handle in (*self._workers.values(), *self._leaving.values()):
-            handle.signal(signal_number)
+        if self._fleet is not None:
+            self._fleet.signal(signal_number)
+        return [
+            self._failure(action) for action in self._machine.broke() if isinstance(action, Fail)
+        ]
 
     # ---------------------------------------------------------------- the dispatcher thread
 
@@ -399,206 +339,161 @@ class Driver:
             # A mistake of ours. Nobody may wait for ever because of it.
             _log.exception("the dispatcher failed; its pool is broken")
             with self._lock:
-                self._break("the dispatcher failed; see the log", signal.SIGKILL)
-                settled = self._perform(self._machine.broke())
-                for worker, handle in list({**self._workers, **self._leaving}.items()):
-                    self._remove(worker, handle)
-            _settle(settled)
+                assert self._fleet is not None
+                failures = self._break("the dispatcher failed; see the log", signal.SIGKILL)
+                for worker, handle in [*self._fleet.workers.items(), *self._fleet.leaving.items()]:
+                    self._fleet.remove(worker, handle)
+            _settle(failures)
         finally:
             self._finish()
 
     def _dispatch(self) -> None:
-        poller = self._poller
-        assert poller is not None
+        fleet, store = self._fleet, self._store
+        assert fleet is not None
         while not self._is_finished():
-            for fd, _ in poller.poll(self._store.idle_seconds()):
-                if fd == self._wake:
-                    os.eventfd_read(fd)
+            for source in fleet.wait(store.idle_seconds()):
+                if not isinstance(source, Source):
+                    os.eventfd_read(self._wake)
+                elif not fleet.is_current(source):
                     continue
-                found = self._by_fd.get(fd)
-                if found is None:
-                    continue
-                worker, handle, is_exit = found
-                if is_exit:
-                    self._reap(worker, handle)
+                elif source.is_exit:
+                    self._reap(source.worker, source.handle)
                 else:
-                    self._read(worker, handle)
-            if self._store.give_back_if_idle():
-                self._tell_idle_workers()
+                    self._read(source.worker, source.handle)
+            if store.give_back_if_idle():
+                with self._lock:
+                    fleet.tell_idle()
             if self._abandoned or _exiting:
                 with self._lock:
-                    settled = self._perform(self._machine.closed())
-                _settle(settled)
-
-    def _tell_idle_workers(self) -> None:
-        """After some idle time: tell workers what they need not keep, although there is no call to say it with."""
-        with self._lock:
-            for handle in self._workers.values():
-                extras, _ = self._extras(handle, [])
-                if extras:
-                    notice = Notice(extras, self._store.room_for(handle.peer))
-                    if not handle.end.send(messages.encode(notice)):
-                        self._unsaid(handle, extras)
+                    failures = self._perform(self._machine.closed())
+                _settle(failures)
 
     def _is_finished(self) -> bool:
         with self._lock:
-            return self._machine.stopped and not self._workers and not self._leaving
+            return self._machine.stopped and not self._fleet
 
     def _finish(self) -> None:
-        with self._lock:
-            self.finished = True
+        self.finished = True
         with self._wake_lock:
             os.close(self._wake)
             self._wake = -1
-        assert self._poller is not None
-        self._poller.close()
+        assert self._fleet is not None
+        self._fleet.close()
         self._cleanup()
         self._store.end_use(self.wake)
         _unregister(self)
 
     def _read(self, worker: int, handle: WorkerHandle) -> bool:
-        """Take in what a worker has answered; False if nothing more will come."""
+        """Read once what a worker has answered; False if there was nothing."""
+        answers: list[tuple[Task, bool, Payload]] = []
+        problem: Exception | None = None
+        got: int | None = 0
         try:
-            received, more = handle.end.receive()
-            answers = [
-                message
-                for data in received
-                if (message := self._take(worker, handle, messages.decode(data)))
-            ]
-        except WireError as error:
-            # Whatever it was, this worker cannot be trusted any more; the others can.
-            self._disown(handle, error)
+            received, got = handle.end.receive()
+            for data in received:
+                answer = self._take(worker, handle, messages.decode(data))
+                if answer is not None:
+                    answers.append(answer)
+        except (WireError, OSError) as error:
+            problem = error
+        for task, ok, payload in answers:
+            self._deliver(task, ok, payload)
+        if problem is not None:
+            # Whatever it was, this worker cannot be relied upon any more; the others can.
+            _log.error("worker %d broke the protocol and is killed: %s", handle.pid, problem)
+            handle.signal(signal.SIGKILL)
+        if problem is not None or got == 0:
+            assert self._fleet is not None
+            self._fleet.stop_reading(handle)
             return False
-        if not more and self._poller is not None:
-            self._forget_fd(handle.end.answers.fileno())
-        self._deliver(answers)
-        return more and bool(received)
+        return bool(got)
 
     def _take(
         self, worker: int, handle: WorkerHandle, message: messages.FromParent | messages.FromWorker
     ) -> tuple[Task, bool, Payload] | None:
         """Let the machine know of a message; return the task it answers, with the result still packed."""
-        settled: list[tuple[Task, BaseException]] = []
-        found: tuple[Task, bool, Payload] | None = None
+        assert self._fleet is not None
         if isinstance(message, Answer):
             with self._lock:
                 task = self._tasks.pop(message.task, None)
-                settled = self._perform(
+                failures = self._perform(
                     self._machine.answered(worker, message.task, message.microseconds)
                 )
                 self.counts.count_answer(message)
+            _settle(failures)
             if task is not None:
-                found = task, message.ok, self._receive(handle, task, message)
-            elif self.broken is None:
+                return task, message.ok, self._receive(handle, task, message)
+            if self.broken is None:
                 raise WireError(f"an answer to task {message.task}, which was not asked")
         elif isinstance(message, Ready):
             with self._lock:
-                settled = self._perform(self._machine.ready(worker))
+                self._fleet.ready(handle)
+                failures = self._perform(self._machine.ready(worker))
+            _settle(failures)
         elif isinstance(message, Failed):
             # The worker may have more to do, such as to flush its log: the pool breaks when it has ended.
-            self._failed[worker] = message.text
+            self._init_failures[worker] = message.text
         else:
             raise WireError(f"a worker sent {type(message).__name__}")
-        _settle(settled)
-        return found
+        return None
 
     def _receive(self, handle: WorkerHandle, task: Task, answer: Answer) -> Payload:
         """Take over the blocks of a result, then let go of the arguments'."""
         store, peer, extras = self._store, handle.peer, answer.extras
-        if extras is not None:
-            fds = handle.end.descriptors.take(len(extras.arenas))
-            for (arena_id, size, shared), fd in zip(extras.arenas, fds, strict=True):
-                store.meet(ArenaInfo(arena_id, size, bool(shared)), fd, peer)
-        store.peer_resident(peer, answer.resident)
-        payload = store.receive(answer.result, peer)
-        if extras is not None and (extras.kept or extras.released):
-            store.peer_keeps(
-                peer, [Block(*b) for b in extras.kept], [Block(*b) for b in extras.released]
-            )
+        try:
+            if extras is not None:
+                fds = handle.end.descriptors.take(len(extras.arenas))
+                for (arena_id, size, flags), fd in zip(extras.arenas, fds, strict=True):
+                    store.meet(ArenaInfo(arena_id, size, flags), fd, peer)
+            store.peer_resident(peer, answer.resident)
+            payload = store.receive(answer.result, peer)
+            if extras is not None and (extras.kept or extras.released):
+                kept = [Block(*block) for block in extras.kept]
+                store.peer_keeps(peer, kept, [Block(*block) for block in extras.released])
+        except Exception as error:
+            _resolve(task.future, False, error)
+            raise
+        finally:
+            task.arguments.release()
         if task.introduced:
             peer.knows.update(task.introduced)
-        task.arguments.release()
         return payload
 
-    def _deliver(self, answers: list[tuple[Task, bool, Payload]]) -> None:
-        """Unpickle results and resolve futures."""
-        for task, ok, payload in answers:
-            future = task.future
-            try:
-                value = self._store.load(payload, self._mode)
-            except BaseException as error:
-                _resolve(future, False, error)
-            else:
-                _resolve(future, ok, value)
-                del value
-            finally:
-                payload.release()
-            del future, task
-
-    def _disown(self, handle: WorkerHandle, error: WireError) -> None:
-        _log.error("worker %d broke the protocol and is killed: %s", handle.pid, error)
-        handle.signal(signal.SIGKILL)
-        self._forget_fd(handle.end.answers.fileno())
+    def _deliver(self, task: Task, ok: bool, payload: Payload) -> None:
+        """Unpickle a result and resolve the future."""
+        try:
+            value = self._store.load(payload, self._mode)
+        except BaseException as error:
+            ok, value = False, error
+        finally:
+            payload.release()
+        _resolve(task.future, ok, value)
 
     def _reap(self, worker: int, handle: WorkerHandle) -> None:
         """A worker has ended: take its last answers, then settle what it leaves."""
-        if handle.end.answers.fileno() in self._by_fd:
-            while self._read(worker, handle):
-                pass
-            self._forget_fd(handle.end.answers.fileno())
+        while self._read(worker, handle):
+            pass
         handle.process.join()
-        self._forget_fd(handle.exited)
+        fleet = self._fleet
+        assert fleet is not None
+        failures: Failures = []
         with self._lock:
-            unread = self._take_back(worker, 1 << 30) if worker in self._workers else []
+            text = self._init_failures.pop(worker, None)
+            if text is not None and self.broken is None:
+                failures += self._break(
+                    f"A process in the process pool failed to initialize:\n{text}"
+                )
+            unread = fleet.take_back(worker) if worker in fleet.workers else []
             for number in unread:
                 if number in self._tasks:
                     self._tasks[number].introduced = []
-            settled = self._init_failed(worker)
-            settled += self._perform(self._machine.died(worker, unread))
-            self._remove(worker, handle)
-        _settle(settled)
-
-    def _remove(self, worker: int, handle: WorkerHandle) -> None:
-        """A worker is no more."""
-        self._workers.pop(worker, None)
-        self._leaving.pop(worker, None)
-        self.processes.pop(handle.pid, None)
-        self._store.lost_peer(handle.peer)
-        handle.close()
-
-    def _init_failed(self, worker: int) -> list[tuple[Task, BaseException]]:
-        """If a worker has ended since its initializer raised, so will the others: the pool is broken."""
-        text = self._failed.pop(worker, None)
-        if text is None or self.broken is not None:
-            return []
-        self._break(f"A process in the process pool failed to initialize:\n{text}")
-        return self._perform(self._machine.broke())
-
-    def _forget_fd(self, fd: int) -> None:
-        if self._by_fd.pop(fd, None) is not None:
-            assert self._poller is not None
-            self._poller.unregister(fd)
-
-    def _tear_down_start(self) -> None:
-        """The first workers could not all be started: end those that were."""
-        for handle in self._workers.values():
-            handle.close()
-            handle.process.join()
-            self._store.lost_peer(handle.peer)
-        self._workers.clear()
-        self.processes.clear()
-        self._by_fd.clear()
-        assert self._poller is not None
-        self._poller.close()
-        os.close(self._wake)
-        self._wake = -1
-        self._cleanup()
-        self._store.end_use(self.wake)
-        self.finished = True
-        self.broken = "the workers could not be started"
+            failures += self._perform(self._machine.died(worker, unread))
+            fleet.remove(worker, handle)
+        _settle(failures)
 
 
 def _resolve(future: Future[Any], ok: bool, value: Any) -> None:
+    """Give a future its result.  Runs callbacks: no lock may be held."""
     try:
         if ok:
             future.set_result(value)
@@ -606,13 +501,18 @@ def _resolve(future: Future[Any], ok: bool, value: Any) -> None:
             future.set_exception(value)
     except InvalidStateError:
         pass  # somebody else has resolved it
+    except BaseException:
+        # Of a callback; exceptions that are no Exception pass through Future. In the main thread it may be a Ctrl-C.
+        if threading.current_thread() is threading.main_thread():
+            raise
+        _log.exception("a callback of %r raised", future)
 
 
-def _settle(settled: list[tuple[Task, BaseException]]) -> None:
+def _settle(failures: Failures) -> None:
     """Give failed tasks their exceptions.  Runs callbacks: no lock may be held."""
-    for task, error in settled:
-        _resolve(task.future, False, error)
+    for task, error in failures:
         task.arguments.release()
+        _resolve(task.future, False, error)
 
 
 # Drivers that have a thread: at interpreter exit they are told to finish, and waited for.

@@ -69,7 +69,7 @@ class Fail(NamedTuple):
 
 
 class Break(NamedTuple):
-    """Workers die before they are ready: the pool is of no use."""
+    """Workers die before they are ready: the pool is of no use; tell :meth:`Machine.broke`."""
 
     worker: int
 
@@ -212,7 +212,7 @@ class Machine:
         if not state.ready:
             self._stillborn += 1
             if self._stillborn >= _MOST_STILLBORN:
-                return [*actions, Break(worker), *self.broke()]
+                return [*actions, Break(worker)]
         if self._start_all and not self.closing and not self.broken:
             actions.append(self._start())
         return actions + self._next()

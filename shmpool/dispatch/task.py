@@ -37,23 +37,17 @@ class Task:
         The pickled (args, kwargs).
     blocks : list of Block
         Those of the function and of the arguments; held until the task is settled.
+    readonly : bool
+        How they are mapped in the worker.
     started : bool
         The future is running, from its user's point of view: the task was sent to a worker.
-    introduced, freed, forgotten :
-        What else the message had that carried it, to be said again if the message is taken back.
+    introduced : list of int
+        Arenas whose descriptors went with it: the worker knows them when it has answered.
     """
 
     __slots__ = (
-        "arguments",
-        "blocks",
-        "forgotten",
-        "freed",
-        "function",
-        "future",
-        "introduced",
-        "readonly",
-        "started",
-    )
+        "arguments", "blocks", "function", "future", "introduced", "readonly", "started",
+    )  # fmt: skip
 
     def __init__(self, function: Function, arguments: Payload, readonly: bool) -> None:
         self.future: Future[Any] = Future()
@@ -63,5 +57,3 @@ class Task:
         self.readonly = readonly
         self.started = False
         self.introduced: list[int] = []
-        self.freed: list[tuple[int, int, int]] = []
-        self.forgotten: list[int] = []

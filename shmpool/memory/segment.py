@@ -19,7 +19,8 @@ import errno
 import fcntl
 import mmap
 import os
-from typing import Literal
+import sys
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,9 @@ _F_ADD_SEALS = getattr(fcntl, "F_ADD_SEALS", 1033)
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
 _SEALS = 0x0001 | 0x0002 | 0x0004  # seal, shrink, grow
 
+
+# Before Python 3.13 each mapping keeps a descriptor of its own.
+_UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 # Unlike mmap.madvise, a call through ctypes lets other threads run meanwhile.
 _madvise = ctypes.CDLL(None, use_errno=True).madvise
@@ -80,7 +84,7 @@ class Mapping:
             flags, prot = mmap.MAP_SHARED, mmap.PROT_READ
         else:
             flags, prot = mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
-        self._mmap = mmap.mmap(fd, size, flags=flags, prot=prot, offset=start)
+        self._mmap = mmap.mmap(fd, size, flags=flags, prot=prot, offset=start, **_UNTRACKED)
         self.start = start
         self.size = size
         self.mode = mode

@@ -15,13 +15,13 @@ from shmpool.serialize import pickling
 from shmpool.serialize.mainmodule import MainModule
 from shmpool.serialize.pickling import OBJECT, Pickling
 from shmpool.serialize.reasons import (
-    COPIED,
     SHARED,
     TOGETHER,
     TOO_DEEP,
     Why,
     is_telling,
     under_limit,
+    why_copied,
     why_in_stream,
 )
 from shmpool.serialize.tracing import PIECE_BYTES, Piece, trace
@@ -144,7 +144,7 @@ def explain(
 
     dumped = Pickling(main, wanted).dumps(obj, OBJECT)
     length = sum(len(piece) for piece in dumped.stream)
-    table = pickling._Pickler.dispatch_table
+    table = pickling.dispatch_table()
     deep = False
     try:
         pieces = trace(obj, name, main=main, table=table, wanted=wanted, telling=is_telling)
@@ -182,7 +182,7 @@ def _explanation(
         if piece.out_of_band:
             assert piece.buffer is not None
             how = "shared" if located(piece.buffer) else "copied"
-            why = SHARED if how == "shared" else COPIED
+            why = SHARED if how == "shared" else why_copied(piece.holder)
         elif piece.buffer is not None:
             why = under_limit(inline_limit)
         elif last and (deep or piece.nbytes < PIECE_BYTES):

@@ -6,23 +6,23 @@ Knowledge about libraries, in one table.  It decides nothing: that an object wen
 from __future__ import annotations
 
 import array
-import sys
 import types
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from shmpool.serialize.reductions import is_contiguous
 from shmpool.serialize.words import type_name
 
 __all__ = [
-    "COPIED",
     "SHARED",
     "TOGETHER",
     "TOO_DEEP",
     "Why",
     "is_telling",
     "under_limit",
+    "why_copied",
     "why_in_stream",
 ]
 
@@ -40,6 +40,11 @@ COPIED = Why(
     "shmpool.asarray(it) is a copy in the store; shmpool.empty, and results of tasks, are there from the start",
 )
 
+_STRIDED = Why(
+    "not contiguous: made contiguous, and written once",
+    "send the array that it is a view of, to be sliced in the task, if that is sent anyway",
+)
+
 TOGETHER = Why("the rest of the pickle stream: types, names, small parts")
 TOO_DEEP = Why("nested too deeply to look inside", "flatten it")
 
@@ -48,13 +53,19 @@ _CONTAINERS = (list, tuple, set, frozenset, dict)
 # Libraries whose objects pickle as streams of their own, and what of theirs does better.
 _OWN_STREAM = {
     "polars": "to_arrow() travels through the store; polars.from_arrow() makes it again, mostly without a copy",
-    "torch": "tensor.numpy() travels through the store; torch.from_numpy() makes it again without a copy",
 }
 
 
 def under_limit(limit: int) -> Why:
     """Why a buffer rides in the message."""
     return Why(f"under the inline limit of {limit:,} bytes: rides in the message")
+
+
+def why_copied(obj: Any) -> Why:
+    """Why the memory of an object is written into the store."""
+    if isinstance(obj, np.ndarray) and not is_contiguous(obj):
+        return _STRIDED
+    return COPIED
 
 
 def is_telling(obj: Any) -> bool:
@@ -118,30 +129,10 @@ def _why_array(obj: Any) -> Why:
             "object dtype, no buffer: its elements are pickled one by one",
             "a dtype of numbers or of fixed-width strings ('U') has one; in pandas: 'category', 'string[pyarrow]'",
         )
-    masked = sys.modules.get("numpy.ma")
-    if masked is not None and isinstance(obj, masked.MaskedArray):
-        return Why(
-            "a masked array pickles in band, data and mask",
-            "send it.data and it.mask, and put them together in the task: numpy.ma.array(data, mask=mask)",
-        )
-    if not (obj.flags.c_contiguous or obj.flags.f_contiguous):
-        return Why(
-            "not contiguous: pickled as a copy",
-            "send numpy.ascontiguousarray(it), or the array that it is a view of, to be sliced in the task",
-        )
     if kind is not np.ndarray:
         return Why(
-            f"{type_name(obj)}, a subclass of numpy.ndarray, pickles in band",
+            f"{type_name(obj)}, a subclass of numpy.ndarray, has a reduction of its own, in band",
             "numpy.asarray(it), the same memory, travels through the store; its view(cls) in the task is one again",
-        )
-    try:
-        memoryview(obj)
-    except (ValueError, TypeError, BufferError):
-        return Why(
-            f"numpy exports no buffer for dtype {dtype}",
-            "it.view('i8') travels through the store; view(dtype) goes back in the task"
-            if dtype.kind in "mM"
-            else "",
         )
     return Why("numpy pickles it in band")
 

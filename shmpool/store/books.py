@@ -90,6 +90,7 @@ class Books:
     def __init__(self, config: Config, heap: Heap) -> None:
         self.config = config
         self._lock = threading.Lock()  # guards everything below but _pending
+        self._owner = 0  # the thread that holds it
         self._books = _Lock(self)
         self._pending: deque[Lease | WrittenKey | Payload] = deque()
         self._report_gone = _reporter(weakref.ref(self))
@@ -104,15 +105,17 @@ class Books:
         self._shared_views = 0  # how many views of arenas are alive that all processes may write to
         self._last_use = 0.0
         self._wakers: list[Callable[[], None]] = []  # one for each executor that is running
-        self._inherited = False
+        self._pid = os.getpid()
         stores.add(self)
 
     # ---------------------------------------------------------------- holding
 
-    def _hold(self, block: Block) -> _Hold:
+    def _hold(self, block: Block, *, new: bool = False) -> _Hold:
         key = block[:2]
         hold = self._holds.get(key)
         if hold is None:
+            # A block of our own that nobody holds is free, and may be somebody else's by now.
+            assert new or not isinstance(self._arenas[block.arena], OwnArena), block
             hold = self._holds[key] = _Hold(block)
             self._arenas[block.arena].held += 1
         hold.count += 1
@@ -153,7 +156,9 @@ class Books:
                 peer.to_forget.append(arena.info.id)
 
     def let_go(self, blocks: Iterable[Block]) -> None:
-        """Hold each of ``blocks`` once less."""
+        """Hold each of ``blocks`` once less.  In a forked child: nothing."""
+        if os.getpid() != self._pid:
+            return
         with self._books:
             for block in blocks:
                 self._unhold(block)
@@ -200,8 +205,9 @@ class Books:
 
         Called by weak references wherever that happens: in any thread, inside any lock, at interpreter exit.
         """
-        self._pending.append(item)
-        self._settle()
+        if os.getpid() == self._pid:
+            self._pending.append(item)
+            self._settle()
 
     def _settle(self) -> None:
         """Work off what finalizers have left, unless somebody holds the lock: then they will."""
@@ -214,8 +220,6 @@ class Books:
     def _drain(self) -> None:
         while self._pending:
             item = self._pending.popleft()
-            if self._inherited:
-                continue
             if isinstance(item, Lease):
                 self._end_lease(item)
             elif isinstance(item, Payload):
@@ -317,8 +321,8 @@ class Books:
                 assert self._holds[key].count >= count, (key, self._holds[key].count, count)
 
     def _after_fork_in_child(self) -> None:
-        self._inherited = True
         self._lock = threading.Lock()
+        self._owner = 0
         self._wakers = []
         self._pending.clear()
 
@@ -334,13 +338,27 @@ class _Lock:
     def __enter__(self) -> None:
         books = self._books()
         assert books is not None
-        books._lock.acquire()
-        if books._pending:
-            books._drain()
+        lock = books._lock
+        if not lock.acquire(blocking=False):
+            if books._owner == threading.get_ident():
+                # Cyclic garbage may be collected at any line, and run a finalizer of the user's that comes here.
+                raise RuntimeError(
+                    "an object's finalizer called shmpool while this thread was inside of it"
+                )
+            lock.acquire()
+        try:
+            books._owner = threading.get_ident()
+            if books._pending:
+                books._drain()
+        except BaseException:
+            books._owner = 0
+            lock.release()
+            raise
 
     def __exit__(self, *_: object) -> None:
         books = self._books()
         assert books is not None
+        books._owner = 0
         books._lock.release()
         if books._pending:
             books._settle()

@@ -11,6 +11,7 @@ from shmpool.store import payload as wire_form
 from shmpool.store.arena import Arena, OwnArena
 from shmpool.store.blocks import ArenaInfo, Block
 from shmpool.store.books import Books, Payload
+from shmpool.store.payload import Layout
 from shmpool.store.peer import Peer
 
 __all__ = ["Exchange"]
@@ -52,10 +53,15 @@ class Exchange(Books):
         found: list[tuple[ArenaInfo, int]] = []
         if unknown:
             with self._books:
-                for arena_id in unknown:
-                    arena = self._arenas[arena_id]
-                    if arena.origin is not peer:
-                        found.append((arena.info, arena.descriptor_for_others()))
+                try:
+                    for arena_id in unknown:
+                        arena = self._arenas[arena_id]
+                        if arena.origin is not peer:
+                            found.append((arena.info, arena.descriptor_for_others()))
+                except OSError:
+                    for _, fd in found:
+                        os.close(fd)
+                    raise
         return found
 
     def meet(self, info: ArenaInfo, fd: int, origin: Peer) -> None:
@@ -104,15 +110,33 @@ class Exchange(Books):
         """
         if len(data) and data[0] == wire_form.PLAIN:
             return Payload(self, data, [])
-        blocks = wire_form.decode(data).blocks
+        layout = wire_form.decode(data)
         with self._books:
-            for block in blocks:
-                self._check(block)
-            for block in blocks:
-                hold = self._hold(block)
-                if origin is not None and not origin.upstream:
-                    hold.credits += self._arenas[block.arena].origin is origin
+            blocks = self._receive_blocks(layout.blocks, origin)
+            if layout.indirect:
+                try:
+                    inner = wire_form.decode(self._read(layout))
+                    blocks += self._receive_blocks(inner.blocks, origin)
+                except BaseException:
+                    for block in blocks:
+                        self._unhold(block)
+                    raise
         return Payload(self, data, blocks)
+
+    def _receive_blocks(self, blocks: list[Block], origin: Peer | None) -> list[Block]:
+        for block in blocks:
+            self._check(block)
+        for block in blocks:
+            hold = self._hold(block)
+            if origin is not None and not origin.upstream:
+                hold.credits += self._arenas[block.arena].origin is origin
+        return list(blocks)
+
+    def _read(self, layout: Layout) -> memoryview:
+        """What an indirect payload refers to, by the mapping that stays in place; its block must be held."""
+        (block,), (span,) = layout.blocks, layout.spans
+        mapping = self._arenas[block.arena].kept_mapping("r")
+        return mapping.array(block.offset + span.start, span.nbytes).data
 
     def _check(self, block: Block) -> None:
         arena = self._arenas.get(block.arena)
@@ -174,6 +198,12 @@ class Exchange(Books):
             It names a block that it cannot have.
         """
         with self._books:
+            # Released first: a block that was let go of may have come again, and have been kept again.
+            for block in released:
+                key = block[:2]
+                if key in peer.keeps:
+                    peer.keeps.remove(key)
+                    self._unhold(self._holds[key].block)
             for block in kept:
                 key = block[:2]
                 if key not in self._holds:
@@ -181,11 +211,6 @@ class Exchange(Books):
                 if key not in peer.keeps:
                     peer.keeps.add(key)
                     self._hold(self._holds[key].block)
-            for block in released:
-                key = block[:2]
-                if key in peer.keeps:
-                    peer.keeps.remove(key)
-                    self._unhold(self._holds[key].block)
 
     def take_frees(self, peer: Peer, most: int) -> tuple[list[tuple[int, int, int]], list[int]]:
         """What to tell a worker: blocks of its that are free, arenas that it need not keep; at most so many each."""

@@ -46,7 +46,7 @@ def explain(
     >>> import numpy as np
     >>> _ = explain({"a": np.zeros(1000000), "b": np.zeros(1000000)[::2], "n": 3})  # doctest: +SKIP
     8,000,000  copied  obj['a']  numpy.ndarray  not in the store yet: written once, read without a copy
-    4,000,163  inline  obj['b']  numpy.ndarray  not contiguous: pickled as a copy
+    4,000,000  copied  obj['b']  numpy.ndarray  not contiguous: made contiguous, and written once
     ...
     """
     store = store or get_store()

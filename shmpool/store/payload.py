@@ -4,7 +4,7 @@ As bytes (the only form that crosses a process boundary)::
 
     b"\0" stream                                        nothing in the store
     b"\1" tables stream                                 buffers in the store
-    b"\2" tables                                        too long for a message: the above lies in the first block
+    b"\2" tables                                        too long for a message: the above lies in the one block
 
     tables:  u32 number of blocks, u32 number of spans,
              then per block   u64 arena, u64 offset, u64 size
@@ -44,7 +44,7 @@ class Span(NamedTuple):
 
 @dataclass(slots=True)
 class Layout:
-    """A decoded payload.  If ``indirect``, the rest of it is the span: read that, and decode it."""
+    """A decoded payload.  If ``indirect``, it lies in the one span of the one block: read that, and decode it."""
 
     blocks: list[Block]
     spans: list[Span]
@@ -61,9 +61,9 @@ def encode(
     return [b"\1" + _tables(blocks, spans), *stream]
 
 
-def encode_indirect(blocks: list[Block], nbytes: int) -> bytes:
-    """A payload whose encoded form is the first ``nbytes`` bytes of ``blocks[0]``; the others are carried along."""
-    return b"\2" + _tables(blocks, [Span(0, 0, nbytes)])
+def encode_indirect(block: Block, nbytes: int) -> bytes:
+    """A payload whose encoded form is the first ``nbytes`` bytes of ``block``."""
+    return b"\2" + _tables([block], [Span(0, 0, nbytes)])
 
 
 def _tables(blocks: list[Block], spans: list[Span]) -> bytes:
@@ -108,4 +108,6 @@ def decode(data: Buffer) -> Layout:
     for span in spans:
         if span.block >= n_blocks or span.start + span.nbytes > blocks[span.block].size:
             raise WireError(f"a payload whose {span} lies outside of its {n_blocks} blocks")
+    if kind == _INDIRECT and (n_blocks, n_spans) != (1, 1):
+        raise WireError(f"an indirect payload with {n_blocks} blocks and {n_spans} spans")
     return Layout(blocks, spans, view[stop:], kind == _INDIRECT)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, overload
 
-from shmpool.errors import RefError
 from shmpool.memory.segment import Mode
 from shmpool.serialize.mainmodule import MainModule
 from shmpool.serialize.pickling import OBJECT, Pickling
@@ -46,14 +45,7 @@ class ObjectRef:
         return self._store.load(self._payload, mmap_mode)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        carried = travelling.carried
-        if carried is None or travelling.store is not self._store:
-            raise RefError(
-                "an ObjectRef travels only in the arguments and results of an executor that uses the same store; "
-                "elsewhere, send ref.get()"
-            )
-        carried.extend(self._payload.blocks)
-        return _arrive, (bytes(self._payload.data),)
+        return _arrive, (self._store.carry(self._payload),)
 
     def __repr__(self) -> str:
         size = sum(block.size for block in self._payload.blocks) or len(self._payload.data)

@@ -12,6 +12,7 @@ the lock, into blocks that are held already.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shmpool.config import Config, parse_size
+from shmpool.errors import RefError
 from shmpool.memory.intervals import IntervalSet
 from shmpool.memory.segment import HUGE_PAGE, Bytes, Mode, Segment, round_up
 from shmpool.serialize.pickling import Pickling, What, loads
@@ -176,6 +178,9 @@ class ObjectStore(Exchange):
         travelling.store, travelling.carried = self, carried
         try:
             stream, buffers = pickling.dumps(obj, what)
+        except BaseException:
+            self.let_go(carried)
+            raise
         finally:
             travelling.store, travelling.carried = outer
         if not buffers and not carried:
@@ -193,7 +198,7 @@ class ObjectStore(Exchange):
         carried: list[Block],
         epoch: object,
     ) -> Payload:
-        blocks: list[Block] = []
+        blocks = carried  # held already
         spans: list[Span | None] = []
         to_copy: list[tuple[int, Bytes]] = []  # (index in spans, bytes)
         entries: dict[BlockKey, list[tuple[int, IntervalSet]]] = {}
@@ -217,10 +222,6 @@ class ObjectStore(Exchange):
                     shared += source.nbytes
             for group in _grouped(to_copy, self.config.own_block):
                 self._write(group, blocks, spans, buffers, epoch)
-            with self._books:
-                for block in carried:
-                    self._hold(block)
-                    blocks.append(block)
             chunks = wire_form.encode(stream, blocks, spans)  # type: ignore[arg-type]  # no None is left in spans
             nbytes = sum(map(len, chunks))
             if nbytes > self.config.message_limit:
@@ -297,12 +298,26 @@ class ObjectStore(Exchange):
     ) -> bytes:
         """Write a payload that is too long for a message into the store; return what goes into the message."""
         block = self._allocate(nbytes)
-        blocks.insert(0, block)
+        blocks.append(block)
         start = 0
         for chunk in chunks:
             np.copyto(self._target(block, start, len(chunk)), np.frombuffer(chunk, np.uint8))
             start += len(chunk)
-        return wire_form.encode_indirect(blocks, nbytes)
+        return wire_form.encode_indirect(block, nbytes)
+
+    def carry(self, payload: Payload) -> bytes:
+        """A ref to this payload is being pickled: what is made of it shall hold the blocks as well."""
+        carried = travelling.carried
+        if carried is None or travelling.store is not self:
+            raise RefError(
+                "an ObjectRef travels only in the arguments and results of an executor that uses the same store; "
+                "elsewhere, send ref.get()"
+            )
+        with self._books:
+            for block in payload.blocks:
+                self._hold(block)
+                carried.append(block)
+        return bytes(payload.data)
 
     # ---------------------------------------------------------------- objects in
 
@@ -318,9 +333,7 @@ class ObjectStore(Exchange):
         """
         layout = wire_form.decode(payload.data)
         if layout.indirect:
-            span = layout.spans[0]
-            whole = self._view(layout.blocks[0], span.start, span.start + span.nbytes, "r")
-            layout = wire_form.decode(whole[span.start : span.start + span.nbytes].data)
+            layout = wire_form.decode(self._read(layout))
         buffers = self._buffers(layout, mode) if layout.spans else []
         outer, travelling.store = travelling.store, self
         try:
@@ -355,37 +368,44 @@ class ObjectStore(Exchange):
         StoreFullError
             There is no room.
         """
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                "this store belongs to the process that made it; a forked child makes its own (shmpool.ObjectStore)"
+            )
         heap = self._heap
         with self._books:
             arena, block = heap.allocate(nbytes, shared=shared, give_up=self._give_up_one)
             self._take_in(arena, block)
+        why = self._populate(arena, block)
+        if why is None:
+            return block
+        detail = f"the system has no more room for it ({why})"
+        if heap.is_spilled(arena):
+            raise heap.full(nbytes, f"that is the limit for memory, and {detail}")
+        with self._books:
+            arena, block = heap.spill(nbytes, shared=shared, why=detail)
+            self._take_in(arena, block)
+        why = self._populate(arena, block)
+        if why is not None:
+            raise heap.full(nbytes, f"{detail}, and neither has the spill folder ({why})")
+        return block
+
+    def _populate(self, arena: OwnArena, block: Block) -> OSError | None:
+        """Reserve a new block's memory; if there is none, the block is gone, and the reason returned."""
         try:
-            heap.populate(arena, block)
-        except OSError as error:
+            self._heap.populate(arena, block)
+        except BaseException as error:
             with self._books:
                 arena.break_promise(block.offset)
                 self._unhold(block)
-                why = f"the system has no more room ({error})"
-                if heap.is_spilled(arena):
-                    raise heap.full(
-                        nbytes, f"that is the limit for memory, and for the spill folder {why}"
-                    ) from error
-                arena, block = heap.spill(nbytes, shared=shared, why=why)
-                self._take_in(arena, block)
-            try:
-                heap.populate(arena, block)
-            except OSError as second:
-                with self._books:
-                    arena.break_promise(block.offset)
-                    self._unhold(block)
-                    raise heap.full(
-                        nbytes, f"{why}, and neither has the spill folder ({second})"
-                    ) from second
-        return block
+            if isinstance(error, OSError):
+                return error
+            raise
+        return None
 
     def _take_in(self, arena: OwnArena, block: Block) -> None:
         self._arenas.setdefault(arena.info.id, arena)
-        self._hold(block)
+        self._hold(block, new=True)
 
     def _give_up_one(self) -> bool:
         block = self._written.take_oldest()
@@ -462,7 +482,7 @@ def _entry_for(
     entries: dict[BlockKey, list[tuple[int, IntervalSet]]],
     new: int,
 ) -> int:
-    """Which of a payload's blocks serves for a part of ``block``: one whose other parts do not overlap, or a new one."""
+    """Which of a payload's blocks serves for a part of ``block``: one whose other parts do not overlap, or a new."""
     same = entries.setdefault(block[:2], [])
     for index, taken in same:
         if not taken.overlap(start, stop):

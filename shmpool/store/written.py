@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from shmpool.memory.segment import Bytes
+from shmpool.serialize.reductions import Window
 from shmpool.store.blocks import Block
 
 __all__ = ["Entry", "Written", "WrittenKey", "owner_of", "same_bytes"]
@@ -37,9 +38,14 @@ def owner_of(array: Any) -> tuple[Any, bool]:
     """The object that owns an array's memory, as far as arrays go, and whether the memory can never change.
 
     A read-only array does not count as unchangeable: its flag can be set back.  An array over ``bytes`` does.
+    A :class:`Window` is looked through.
     """
     while isinstance(array, np.ndarray):
-        base = array.base
+        base: Any = array.base
+        if isinstance(base, Window):
+            base = base.owner
+            if not isinstance(base, np.ndarray):
+                return base, False
         if not isinstance(base, np.ndarray):
             return array, isinstance(base, bytes)
         array = base

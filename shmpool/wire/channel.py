@@ -161,8 +161,15 @@ class ParentEnd:
         dropped.close()
         return data or None
 
-    def receive(self) -> tuple[list[memoryview], bool]:
-        """Read once: the messages that are complete, valid until the next call, and whether more can come.
+    def receive(self) -> tuple[list[memoryview], int | None]:
+        """Read once.
+
+        Returns
+        -------
+        list of memoryview
+            The messages that are complete, valid until the next call.
+        int or None
+            How many bytes were read; 0: no more will come; None: no more are there for now.
 
         Raises
         ------
@@ -172,17 +179,21 @@ class ParentEnd:
         self._make_room()
         space = memoryview(self._buffer)[self._filled :]
         try:
-            got, ancillary, _, _ = self.answers.recvmsg_into(
+            got, ancillary, flags, _ = self.answers.recvmsg_into(
                 [space], _FD_SPACE, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
-            return [], True
+            return [], None
         except ConnectionError:
-            return [], False
+            return [], 0
         if ancillary:
             self.descriptors.arrive(ancillary)
+        if flags & socket.MSG_CTRUNC:
+            raise WireError(
+                "descriptors that came with a message were lost: this process may open no more of them"
+            )
         self._filled += got
-        return self._messages(), got > 0
+        return self._messages(), got
 
     def _make_room(self) -> None:
         """Move what is left of the last read to the front of the buffer; make that larger for a long message."""

@@ -43,7 +43,7 @@ class Extras:
 
     Attributes
     ----------
-    arenas : list of (id, size, shared)
+    arenas : list of (id, size, flags)
         Arenas handed over; their descriptors come with the message, in this order.
     freed : list of (arena, offset, times)
         To a worker: blocks of its that the parent has let go of.

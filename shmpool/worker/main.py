@@ -60,7 +60,7 @@ def main(end: WorkerEnd, initializer: Initializer | Travelled, settings: Setting
     try:
         if worker.start(initializer):
             worker.run()
-    except (BrokenPipeError, ConnectionError):
+    except (BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone
     except KeyboardInterrupt:
         pass  # between tasks: Ctrl-C is the parent's business
@@ -138,8 +138,8 @@ class _Worker:
             return
         store = self._store
         fds = self._end.descriptors.take(len(extras.arenas))
-        for (arena_id, size, shared), fd in zip(extras.arenas, fds, strict=True):
-            store.meet(ArenaInfo(arena_id, size, bool(shared)), fd, self._parent)
+        for (arena_id, size, flags), fd in zip(extras.arenas, fds, strict=True):
+            store.meet(ArenaInfo(arena_id, size, flags), fd, self._parent)
         if extras.freed:
             store.freed(extras.freed)
         if extras.forgotten:

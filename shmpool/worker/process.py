@@ -84,17 +84,20 @@ class WorkerHandle:
     exited : int
         A descriptor that becomes readable when the process has ended: unlike multiprocessing's sentinel (a pipe), it
         does so also while children that the worker forked are alive.
+    introduced : list of int
+        Arenas that came with the initializer's arguments, known when the worker is ready.
     lent : Payload or None
         The initializer's arguments, held for as long as the worker lives.
     """
 
-    __slots__ = ("_own_pidfd", "end", "exited", "lent", "peer", "pid", "process")
+    __slots__ = ("_own_pidfd", "end", "exited", "introduced", "lent", "peer", "pid", "process")
 
     def __init__(self, process: ProcessLike, end: ParentEnd, lent: Payload | None) -> None:
         self.process = process
         self.end = end
         self.peer = Peer(upstream=False)
         self.lent = lent
+        self.introduced: list[int] = []
         assert process.pid is not None
         self.pid = process.pid
         try:
@@ -162,7 +165,12 @@ def context_starter(context: Any, initializer: Initializer, settings: Settings) 
         process: BaseProcess = context.Process(
             target=_run, args=(TravellingEnd(end), initializer, settings)
         )
-        process.start()
+        try:
+            process.start()
+        except BaseException:
+            if initializer.payload is not None:
+                initializer.payload.release()
+            raise
         lent, initializer.payload = initializer.payload, None
         return process, lent
 

@@ -288,7 +288,8 @@ def test_three_workers_in_a_row_that_die_before_they_are_ready_break_the_pool():
     assert machine.submitted(0) == [Start(0)]
     assert machine.died(0, []) == [Start(1)]
     assert machine.died(1, []) == [Start(2)]
-    assert machine.died(2, []) == [Break(2), Fail(0, None)]
+    assert machine.died(2, []) == [Break(2)]
+    assert machine.broke() == [Fail(0, None)]
     assert machine.broken
 
 
@@ -471,6 +472,7 @@ class RandomLives(RuleBasedStateMachine):
                     worker.running = None
                     worker.unread.clear()
                     worker.answers.clear()  # nobody waits for them any more
+                todo.extend(self.machine.broke())
 
     def send(self, task: int, number: int) -> list[Action]:
         worker = self.workers[number]

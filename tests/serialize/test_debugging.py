@@ -16,13 +16,12 @@ from shmpool.serialize import custom
 from shmpool.serialize.byvalue import CloudPickler
 from shmpool.serialize.debugging import DebugPickler
 from shmpool.serialize.mainmodule import MainModule
-from shmpool.serialize.pickling import _Pickler, _refresh_table
+from shmpool.serialize.pickling import dispatch_table
 
 LIMIT = 4096
 
 
 def write_with(pickler, obj, main):
-    _refresh_table()
     buffers, file = [], io.BytesIO()
 
     def in_band(buffer):
@@ -31,7 +30,7 @@ def write_with(pickler, obj, main):
             buffers.append(view)
         return view.nbytes < LIMIT
 
-    pickler(file, main or MainModule.nothing(), in_band, _Pickler.dispatch_table).dump(obj)
+    pickler(file, main or MainModule.nothing(), in_band, dispatch_table()).dump(obj)
     return file.getvalue(), buffers
 
 
@@ -85,7 +84,7 @@ def test_it_writes_what_the_usual_pickler_writes(name):
     pickle.loads(stream, buffers=buffers)
 
 
-@pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: f"{s.library}: {s.name}")
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
 def test_objects_of_libraries_go_the_same_way(sample):
     obj = make(sample)
     stream, buffers = debug(obj)

@@ -11,7 +11,7 @@ import threading
 import cloudpickle
 import numpy as np
 import pytest
-from libraries import SAMPLES, ZERO_COPY, make
+from libraries import CONTIGUOUS, INLINE, SAMPLES, ZERO_COPY, make
 
 from shmpool.errors import SerializationError
 from shmpool.serialize import custom, tracing
@@ -61,13 +61,12 @@ class Slotted:
 # ---- the sums --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: f"{s.library}: {s.name}")
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
 def test_the_bytes_add_up_to_what_is_sent_and_the_reason_is_right(sample):
     obj = make(sample)
-    limit = 100 if sample.library == "scikit-learn" else LIMIT
-    dump(obj, limit)  # the first time, classes and libraries take notes
-    length, buffers = dump(obj, limit)
-    explanation = told(obj, limit=limit)
+    dump(obj)  # the first time, classes and libraries take notes
+    length, buffers = dump(obj)
+    explanation = told(obj)
     assert explanation.bytes_copied == sum(buffers)
     assert explanation.bytes_inline == length
     assert explanation.bytes_shared == 0
@@ -77,11 +76,11 @@ def test_the_bytes_add_up_to_what_is_sent_and_the_reason_is_right(sample):
     largest = max(explanation.parts, key=lambda part: part.nbytes)
     if sample.travels == ZERO_COPY:
         assert largest.how == "copied"
-        assert length < 0.05 * sum(buffers) or sample.library == "scikit-learn", str(explanation)
+        assert length < 0.1 * sum(buffers) or sample.library == "scikit-learn", str(explanation)
     else:
-        assert largest.how == "inline"
-        assert sample.travels in largest.reason
-        assert largest.advice
+        assert largest.how == ("copied" if sample.travels == CONTIGUOUS else "inline")
+        assert any(sample.travels in part.reason for part in explanation.parts)
+        assert largest.advice or sample.travels == INLINE
 
 
 def test_what_is_in_the_store_is_shared():
@@ -189,6 +188,11 @@ class MakesArrays:
         return Holder, (), {"made": self.make_one()}
 
 
+class Text:
+    def __init__(self, text):
+        self.text = text
+
+
 class PicklesItself:
     def __reduce__(self):
         return pickle.loads, (pickle.dumps({"array": BIG}),)
@@ -200,6 +204,8 @@ def test_what_a_reduction_makes_belongs_to_the_object_with_its_own_reason():
     assert find(explanation, "obj[0]").type_name == "test_explain.MakesArrays"
     explanation = told([MakesArrays(lambda: BIG[::2])])
     assert find(explanation, "obj[0]").reason.startswith("not contiguous")
+    explanation = told([MakesArrays(lambda: BIG.astype(object))])
+    assert find(explanation, "obj[0]").reason.startswith("object dtype")
     explanation = told([PicklesItself()])
     part = find(explanation, "obj[0]")
     assert part.how == "inline"
@@ -208,12 +214,12 @@ def test_what_a_reduction_makes_belongs_to_the_object_with_its_own_reason():
 
 def test_registered_serializers_are_followed(monkeypatch):
     monkeypatch.setattr(custom, "_reducers", {})
-    view = BIG.view(np.matrix) if False else np.ma.array(BIG)
-    assert find(told([view]), "obj[0]").how == "inline"
+    text = Text("x" * 5000)
+    assert find(told([text]), "obj[0].text").how == "inline"
     custom.register_serializer(
-        np.ma.MaskedArray, serializer=lambda m: m.data, deserializer=np.ma.array
+        Text, serializer=lambda t: np.frombuffer(t.text.encode(), np.uint8), deserializer=bytes
     )
-    assert ways(told([view])) == {"obj[0]": "copied"}
+    assert ways(told([text])) == {"obj[0]": "copied"}
 
 
 # ---- big and odd objects ---------------------------------------------------------------------------------------------
@@ -279,10 +285,10 @@ def test_the_table_is_printed_and_returned(capsys):
     assert printed == f"{explanation}\n"
     lines = printed.splitlines()
     assert lines[0].startswith("80,000  copied  obj['a']  numpy.ndarray  not in the store yet")
-    assert lines[1].startswith("40,")
-    assert "not contiguous: pickled as a copy" in lines[1]
-    assert lines[3].startswith("0 bytes shared, 80,000 copied once, 40,")
-    assert "- obj['b']: send numpy.ascontiguousarray(it)" in lines[5]
+    assert lines[1].startswith("40,000  copied  obj['b']")
+    assert "not contiguous: made contiguous" in lines[1]
+    assert lines[3].startswith("0 bytes shared, 120,000 copied once, ")
+    assert "- obj['b']: send the array that it is a view of" in lines[5]
     out = io.StringIO()
     explain(obj, located=lambda _: False, inline_limit=LIMIT, file=out)
     assert out.getvalue() == printed

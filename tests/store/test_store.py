@@ -408,9 +408,9 @@ def test_garbage_that_is_collected_under_the_lock_is_settled_afterwards(store, m
     del cycle
     original = type(store)._hold
 
-    def hold(self, block):
+    def hold(self, block, **options):
         gc.collect()
-        return original(self, block)
+        return original(self, block, **options)
 
     monkeypatch.setattr(type(store), "_hold", hold)
     keep = ref_of(store, array(9))
@@ -453,7 +453,7 @@ def test_a_view_outlives_its_store():
     assert view[0] == 2 and view[-1] == 1
 
 
-@pytest.mark.xfail(reason="an exception on the way in leaves the lock locked for good")
+
 @pytest.mark.leaks("the exception on purpose leaves a block on the books", "blocks")
 def test_an_interrupt_while_finalizers_are_worked_off_does_not_leave_the_lock_locked(store):
     def interrupted() -> None:
@@ -500,9 +500,6 @@ class PutsWhenPickled:
         return ObjectRef.get, (put(array(self.value), store=self.store),)
 
 
-@pytest.mark.xfail(
-    reason="a ref that only the pickler held is gone before its blocks are held for it"
-)
 @pytest.mark.leaks("what it shows is a block that is used and free at once", "blocks")
 def test_a_ref_that_is_made_while_pickling_is_held(store, monkeypatch):
     monkeypatch.setattr(PutsWhenPickled, "store", store)
@@ -581,9 +578,6 @@ def test_a_child_can_be_forked_while_another_thread_holds_the_lock(store):
     thread.join()
 
 
-@pytest.mark.xfail(
-    reason="what a thread-local held is let go of in the child before it knows that it is one"
-)
 def test_what_another_thread_holds_survives_a_fork(store):
     made, forked = threading.Event(), threading.Event()
     local = threading.local()
@@ -605,7 +599,7 @@ def test_what_another_thread_holds_survives_a_fork(store):
     assert seen == [7]
 
 
-@pytest.mark.xfail(reason="a forked child's store still allocates, in arenas that are its parent's")
+
 def test_a_forked_child_does_not_write_into_its_parents_arenas(store):
     keep = ref_of(store, array(1))
     done, done_out = os.pipe()
@@ -738,7 +732,7 @@ def test_an_argument_that_is_kept_twice_is_held_until_both_are_gone(link):
     assert blocks(link.parent) == 0
 
 
-@pytest.mark.xfail(reason="of one answer, what is kept is entered before what was released earlier")
+
 def test_what_was_let_go_of_and_then_kept_again_is_held(link):
     parent, down = link.parent, link.down
     ref = ref_of(parent, array(5))

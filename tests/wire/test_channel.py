@@ -220,7 +220,7 @@ def test_answers_arrive_in_order_many_in_one_read(channel):
 
 def test_no_answer_is_no_end(channel):
     parent, _ = channel
-    assert parent.receive() == ([], True)
+    assert parent.receive() == ([], None)
 
 
 def test_an_answer_of_no_bytes_is_an_answer(channel):

@@ -1,0 +1,223 @@
+"""The fleet: the workers that an executor has, and what is said to them.
+
+The driver's lock guards all of it; the caller holds it.  Nothing here runs user code, except that to start a worker
+can pickle the initializer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from shmpool.dispatch.task import Task
+from shmpool.store.blocks import Block
+from shmpool.store.store import ObjectStore
+from shmpool.wire import messages
+from shmpool.wire.messages import Call, Extras, Notice
+from shmpool.worker.process import ProcessLike, Starter, WorkerHandle, start_worker
+
+__all__ = ["Fleet", "Source"]
+
+#: A message to a worker names at most so many freed blocks, so that it fits in a packet.
+_MOST_FREED = 1000
+
+
+class Source(NamedTuple):
+    """What the dispatcher waits for: a worker's answers, or its end."""
+
+    worker: int
+    handle: WorkerHandle
+    is_exit: bool
+
+
+class Fleet:
+    """Workers by number, and the one thing to wait on for all of them.
+
+    Parameters
+    ----------
+    store : ObjectStore
+
+    Attributes
+    ----------
+    workers : dict of int to WorkerHandle
+    leaving : dict of int to WorkerHandle
+        Retired, and not yet ended.
+    processes : dict of int to process
+        Of the workers, by pid.
+    poller : select.epoll
+    starter : callable
+        Starts processes.
+    """
+
+    def __init__(self, store: ObjectStore, processes: dict[int, ProcessLike]) -> None:
+        self._store = store
+        self._sources: dict[int, Source] = {}  # by descriptor
+        self.workers: dict[int, WorkerHandle] = {}
+        self.leaving: dict[int, WorkerHandle] = {}
+        self.processes = processes
+        self.poller = select.epoll()
+        self.starter: Starter | None = None
+
+    def __iter__(self) -> Iterator[WorkerHandle]:
+        yield from self.workers.values()
+        yield from self.leaving.values()
+
+    def __bool__(self) -> bool:
+        return bool(self.workers or self.leaving)
+
+    def wait(self, seconds: float | None) -> list[Source | int]:
+        """Wait until something happens, at most so long; what it was, a bare descriptor if it is not a worker's."""
+        return [self._sources.get(fd, fd) for fd, _ in self.poller.poll(seconds)]
+
+    def is_current(self, source: Source) -> bool:
+        """Is it still waited for?  Something that happened at the same time may have ended it."""
+        handle = source.handle
+        fd = handle.exited if source.is_exit else handle.end.answers.fileno()
+        return self._sources.get(fd) is source
+
+    # ---------------------------------------------------------------- a worker's life
+
+    def start(self, worker: int) -> None:
+        """Start a process as worker ``worker``.
+
+        Raises
+        ------
+        Exception
+            What starting the process, or pickling the initializer, raised.
+        """
+        assert self.starter is not None
+        handle = start_worker(self.starter)
+        self.workers[worker] = handle
+        self.processes[handle.pid] = handle.process
+        self._store.add_peer(handle.peer)
+        for fd, is_exit in ((handle.end.answers.fileno(), False), (handle.exited, True)):
+            self._sources[fd] = Source(worker, handle, is_exit)
+            self.poller.register(fd, select.EPOLLIN)
+        if handle.lent is not None and handle.lent.blocks:
+            extras = Extras()
+            with _introduced(self._store, handle, handle.lent.blocks, extras) as fds:
+                handle.end.send(messages.encode(Notice(extras)), fds)
+            handle.introduced = [arena[0] for arena in extras.arenas]
+
+    def ready(self, handle: WorkerHandle) -> None:
+        """A worker has started, and so has the arenas of its initializer's arguments."""
+        handle.peer.knows.update(handle.introduced)
+
+    def retire(self, worker: int) -> None:
+        """Let a worker end; it does not count any more."""
+        handle = self.workers.pop(worker)
+        self.leaving[worker] = handle
+        self.processes.pop(handle.pid, None)
+        handle.end.end_of_calls()
+
+    def stop(self) -> None:
+        """Let all workers end."""
+        for handle in self.workers.values():
+            handle.end.end_of_calls()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all workers."""
+        for handle in self:
+            handle.signal(number)
+
+    def remove(self, worker: int, handle: WorkerHandle) -> None:
+        """A worker is no more."""
+        self.stop_reading(handle)
+        self._forget(handle.exited)
+        self.workers.pop(worker, None)
+        self.leaving.pop(worker, None)
+        self.processes.pop(handle.pid, None)
+        self._store.lost_peer(handle.peer)
+        handle.close()
+
+    def stop_reading(self, handle: WorkerHandle) -> None:
+        """Nothing more will come from a worker."""
+        self._forget(handle.end.answers.fileno())
+
+    def _forget(self, fd: int) -> None:
+        if self._sources.pop(fd, None) is not None:
+            self.poller.unregister(fd)
+
+    def close(self) -> None:
+        """All workers are gone."""
+        self.poller.close()
+
+    # ---------------------------------------------------------------- what is said to a worker
+
+    def send(self, worker: int, number: int, task: Task) -> bool:
+        """Send a task to a worker; False if its socket is full.
+
+        Raises
+        ------
+        OSError
+            It cannot be sent, now or later.
+        """
+        handle = self.workers[worker]
+        peer = handle.peer
+        room = self._store.room_for(peer)
+        function, arguments = task.function.payload.data, task.arguments.data
+        if not (task.blocks or peer.to_free or peer.to_forget):
+            return handle.end.send(
+                messages.encode(Call(number, function, arguments, task.readonly, room))
+            )
+        extras = self._news(handle)
+        sent = False
+        try:
+            with _introduced(self._store, handle, task.blocks, extras) as fds:
+                call = Call(number, function, arguments, task.readonly, room, extras)
+                sent = handle.end.send(messages.encode(call), fds)
+        finally:
+            if sent:
+                task.introduced = [arena[0] for arena in extras.arenas]
+            else:
+                self._unsaid(handle, extras)
+        return sent
+
+    def take_back(self, worker: int, most: int = 1 << 30) -> list[int]:
+        """Tasks that a worker has not read; what else their messages said is to be said again."""
+        handle = self.workers[worker]
+        numbers: list[int] = []
+        while len(numbers) < most:
+            data = handle.end.take_back()
+            if data is None:
+                break
+            message = messages.decode(data)
+            assert isinstance(message, Call | Notice)
+            if message.extras is not None:
+                self._unsaid(handle, message.extras)
+            if isinstance(message, Call):
+                numbers.append(message.task)
+        return numbers
+
+    def tell_idle(self) -> None:
+        """After some idle time: tell workers what they need not keep, although there is no call to say it with."""
+        for handle in self.workers.values():
+            extras = self._news(handle)
+            if extras:
+                notice = Notice(extras, self._store.room_for(handle.peer))
+                if not handle.end.send(messages.encode(notice)):
+                    self._unsaid(handle, extras)
+
+    def _news(self, handle: WorkerHandle) -> Extras:
+        freed, forgotten = self._store.take_frees(handle.peer, _MOST_FREED)
+        return Extras(freed=freed, forgotten=forgotten)
+
+    def _unsaid(self, handle: WorkerHandle, extras: Extras) -> None:
+        self._store.untake_frees(handle.peer, extras.freed, extras.forgotten)
+
+
+@contextlib.contextmanager
+def _introduced(
+    store: ObjectStore, handle: WorkerHandle, blocks: Iterable[Block], extras: Extras
+) -> Iterator[list[int]]:
+    """Descriptors of the arenas that a worker may not know, for one message; the arenas are entered into its extras."""
+    arenas = store.introduce(handle.peer, blocks)
+    extras.arenas += [info for info, _ in arenas]
+    try:
+        yield [fd for _, fd in arenas]
+    finally:
+        for _, fd in arenas:
+            os.close(fd)
