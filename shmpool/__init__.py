@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shmpool.executor import ExecutorStats, ShmExecutor
     from shmpool.serialize.custom import deregister_serializer, register_serializer
     from shmpool.serialize.inspect import inspect_serializability
+    from shmpool.store.explaining import Explanation, Part, explain
     from shmpool.store.refs import ObjectRef, get, put
     from shmpool.store.shared import asarray, empty, zeros
     from shmpool.store.store import ObjectStore, StoreStats
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
 _HOME = {
     "BrokenPoolError": "errors",
     "ExecutorStats": "executor",
+    "Explanation": "store.explaining",
     "ObjectRef": "store.refs",
     "ObjectStore": "store.store",
+    "Part": "store.explaining",
     "RefError": "errors",
     "SerializationError": "errors",
     "ShmExecutor": "executor",
@@ -50,6 +53,7 @@ _HOME = {
     "WireError": "errors",
     "WorkerDiedError": "errors",
     "deregister_serializer": "serialize.custom",
+    "explain": "store.explaining",
     "get": "store.refs",
     "inspect_serializability": "serialize.inspect",
     "put": "store.refs",
@@ -59,8 +63,10 @@ _HOME = {
 __all__ = [
     "BrokenPoolError",
     "ExecutorStats",
+    "Explanation",
     "ObjectRef",
     "ObjectStore",
+    "Part",
     "RefError",
     "SerializationError",
     "ShmExecutor",
@@ -74,6 +80,7 @@ __all__ = [
     "asarray",
     "deregister_serializer",
     "empty",
+    "explain",
     "get",
     "inspect_serializability",
     "put",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -12,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
+from types import FunctionType
 from typing import Any, Literal, TypeVar
 
 from shmpool.dispatch.driver import Driver
 from shmpool.dispatch.state import Machine
 from shmpool.dispatch.task import Function, Task
-from shmpool.serialize.pickling import ARGUMENTS, FUNCTION
+from shmpool.serialize.pickling import ARGUMENTS, FOUND_BY_NAME, FUNCTION
 from shmpool.store.current import get_store
 from shmpool.store.refs import ObjectRef, put
 from shmpool.store.store import ObjectStore, StoreStats
@@ -132,6 +134,7 @@ class ShmExecutor(Executor):
         self._driver = Driver(machine, store, mmap_mode, launcher.starters, launcher.close)
         self._launcher = launcher
         self._store = store
+        self._last_function: tuple[Any, Function] | None = None
         self._readonly = mmap_mode == "r"
         # Third parties read these of a ProcessPoolExecutor.
         self._max_workers: int = max_workers
@@ -284,8 +287,15 @@ class ShmExecutor(Executor):
             raise
 
     def _function(self, fn: Callable[..., Any]) -> Function:
+        last = self._last_function
+        if last is not None and last[0] is fn and _is_found_by_name(fn):
+            return last[1]
         payload = self._store.dump(fn, self._launcher.pickling, FUNCTION)
-        return Function(payload, _name(fn))
+        function = Function(payload, _name(fn))
+        if not payload.blocks and payload.data[-3:] == FOUND_BY_NAME and _is_found_by_name(fn):
+            # A name and nothing else, so the pickle is good for as long as the name is.
+            self._last_function = fn, function
+        return function
 
     def _task(
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], epoch: object
@@ -313,6 +323,13 @@ def _submit_call(
         return _failed(error)
     ex._submit(task)
     return task.future
+
+
+def _is_found_by_name(fn: Any) -> bool:
+    if type(fn) is not FunctionType:
+        return False
+    module = sys.modules.get(fn.__module__)
+    return module is not None and module.__dict__.get(fn.__qualname__) is fn
 
 
 def _name(fn: Any) -> str:

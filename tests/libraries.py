@@ -88,7 +88,9 @@ def forest(a):
     from sklearn.ensemble import RandomForestClassifier
 
     rng = np.random.default_rng(0)
-    return RandomForestClassifier(3, random_state=0).fit(rng.random((900, 5)), rng.random(900) > 0.5)
+    return RandomForestClassifier(3, random_state=0).fit(
+        rng.random((900, 5)), rng.random(900) > 0.5
+    )
 
 
 def pipeline(a):
@@ -146,7 +148,7 @@ NUMPY = {
 PYTHON = {
     "bytes": (lambda a: a.tobytes(), "bytes pickles in band"),
     "bytearray": (bytearray, "bytearray pickles in band"),
-    "str": (lambda a: "x" * N, "str pickles in band"),
+    "str": (lambda a: "x" * a.nbytes, "str pickles in band"),
     "array.array": (lambda a: array.array("d", a), ZERO_COPY),
     "memoryview": (lambda a: memoryview(a.tobytes()), ZERO_COPY),
     "PickleBuffer": (lambda a: pickle.PickleBuffer(bytearray(a)), ZERO_COPY),

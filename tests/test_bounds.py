@@ -162,7 +162,8 @@ def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"may not mount a tmpfs here: {error}")
     yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
+    # Lazily: the store, which has files open there, is the test's, and goes when its frame goes.
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def test_freed_pages_stay_warm_and_go_back_after_some_idle_time() -> None:

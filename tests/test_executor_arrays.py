@@ -118,7 +118,8 @@ def test_array_arrives_in_the_task_and_comes_back_as_pickle_would_bring_it(
     executor: ShmExecutor, kind: str
 ) -> None:
     array = ARRAYS[kind]()
-    pickled = pickle.loads(pickle.dumps(array, 5))
+    # Protocol 5 keeps read-only arrays read-only; multiprocessing uses 4, with which all are writable.
+    pickled = pickle.loads(pickle.dumps(array, 5 if array.flags.writeable else 4))
     _, there, back = run(executor, _describe, array)
     assert there == _describe(pickled)[1]
     assert_same(back, pickled)

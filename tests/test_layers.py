@@ -45,8 +45,8 @@ LEVELS = {
 ORDER: dict[str, tuple[str, ...]] = {
     "memory": ("intervals", "allocator", "segment", "dirty"),
     "serialize": (
-        *("scriptnames", "mainmodule", "custom", "words", "parts", "search", "inspect"),
-        *("reductions", "tensors", "byvalue", "debugging", "pickling", "tracing", "reasons", "explain"),
+        *("atoms", "scriptnames", "mainmodule", "custom", "words", "parts", "search", "inspect"),
+        *("reductions", "arrow", "tensors", "byvalue", "debugging", "pickling", "tracing", "reasons", "explain"),
     ),
     "store": (
         *("limits", "blocks", "addresses", "leases", "written", "payload"),

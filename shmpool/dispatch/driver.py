@@ -23,6 +23,8 @@ import os
 import select
 import signal
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
@@ -30,7 +32,7 @@ from typing import Any
 
 from shmpool.dispatch.fleet import Fleet, Source
 from shmpool.dispatch.state import Action, Break, Fail, Machine, Recall, Retire, Send, Start, Stop
-from shmpool.dispatch.task import Task
+from shmpool.dispatch.task import Task, TaskFuture
 from shmpool.errors import BrokenPoolError, WireError, WorkerDiedError
 from shmpool.memory.segment import Mode
 from shmpool.store.blocks import ArenaInfo, Block
@@ -43,6 +45,8 @@ __all__ = ["Counts", "Driver"]
 
 _log = logging.getLogger("shmpool")
 
+#: A task, whether it raised nothing, and its result (or what it raised), still packed.
+_Answered = tuple[Task, bool, Payload]
 #: Tasks that failed, for whoever holds no lock to settle.
 Failures = list[tuple[Task, BaseException]]
 
@@ -105,10 +109,12 @@ class Driver:
         self._task_ids = itertools.count()
         self._init_failures: dict[int, str] = {}  # workers whose initializer raised: the traceback
         self._wake = -1
+        self._bell = -1  # readable once for each leading thread whose task was moved
         self._wake_lock = threading.Lock()  # guards the closing of _wake
         self._thread: threading.Thread | None = None
         self._abandoned = False
         self._pid = os.getpid()
+        self._ref = weakref.ref(self)
         self.processes: dict[int, ProcessLike] = {}
         self.counts = Counts()
         self.broken: str | None = None
@@ -133,6 +139,7 @@ class Driver:
             self._fleet = fleet = Fleet(self._store, self.processes)
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             fleet.poller.register(self._wake, select.EPOLLIN)
+            self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
             try:
                 fleet.starter, make_later = self._make_starters()
                 for action in self._machine.started():
@@ -165,6 +172,7 @@ class Driver:
             self.check()
             number = next(self._task_ids)
             self._tasks[number] = task
+            task.future.lead = self._leader(number)
             self.counts.submitted += 1
             self.counts.count(task.arguments)
             if not task.function.counted:
@@ -172,6 +180,73 @@ class Driver:
                 self.counts.count(task.function.payload)
             failures = self._perform(self._machine.submitted(number))
         _settle(failures)
+
+    def _leader(self, number: int) -> Callable[[TaskFuture, float | None], None]:
+        """What a thread that waits for task ``number`` calls; it keeps neither the driver nor the task alive."""
+        ref = self._ref
+
+        def lead(future: TaskFuture, timeout: float | None) -> None:
+            driver = ref()
+            if driver is not None and os.getpid() == driver._pid:
+                driver.lead(number, future, timeout)
+
+        return lead
+
+    def lead(self, number: int, future: TaskFuture, timeout: float | None) -> None:
+        """Read answers in the thread that waits for one: the dispatcher need not be woken, nor wake that thread.
+
+        Returns when the future is done, when ``timeout`` seconds are over, or when this thread cannot help (any more):
+        another one reads this worker's answers, or the worker has ended.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not future.done():
+            with self._lock:
+                handle = self._start_leading(number)
+            if handle is None:
+                return
+            answers = None
+            try:
+                seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if handle.wait(seconds, self._bell):
+                    answers = self._read_once(handle, copy=True)
+            finally:
+                with self._lock:
+                    moved = self._stop_leading(handle)
+            for answer in answers or ():
+                self._deliver(*answer)
+            if answers is None and not moved:
+                return
+
+    def _start_leading(self, number: int) -> WorkerHandle | None:
+        """The worker that has task ``number``, if this thread is to read its answers."""
+        task = self._tasks.get(number)
+        handle = None if task is None else task.handle
+        if handle is None or not handle.reader.acquire(blocking=False):
+            return None
+        assert self._fleet is not None
+        handle.leading = number
+        self._fleet.pause(handle)
+        return handle
+
+    def _stop_leading(self, handle: WorkerHandle) -> bool:
+        """Leave the worker's answers to the dispatcher again; True if the task was moved to another worker."""
+        assert self._fleet is not None
+        moved, handle.leading = handle.leading is None, None
+        if moved:
+            os.eventfd_read(self._bell)
+        self._fleet.resume(handle)
+        handle.reader.release()
+        return moved
+
+    def _moved(self, handle: WorkerHandle, numbers: list[int]) -> None:
+        """These tasks were taken back from a worker: who waits for one of them there must wait elsewhere."""
+        for number in numbers:
+            if number in self._tasks:
+                self._tasks[number].handle = None
+                self._tasks[number].introduced = []
+        if handle.leading in numbers:
+            handle.leading = None
+            os.eventfd_write(self._bell, 1)
 
     def check(self) -> None:
         """Raise what submit raises."""
@@ -264,9 +339,9 @@ class Driver:
             if isinstance(action, Start):
                 self._start(action.worker, failures)
             elif isinstance(action, Recall):
-                todo.extend(
-                    machine.recalled(action.worker, fleet.take_back(action.worker, action.most))
-                )
+                numbers = fleet.take_back(action.worker, action.most)
+                self._moved(fleet.workers[action.worker], numbers)
+                todo.extend(machine.recalled(action.worker, numbers))
             elif isinstance(action, Retire):
                 fleet.retire(action.worker)
             elif isinstance(action, Stop):
@@ -352,14 +427,19 @@ class Driver:
         assert fleet is not None
         while not self._is_finished():
             for source in fleet.wait(store.idle_seconds()):
-                if not isinstance(source, Source):
+                if source == self._wake:
                     os.eventfd_read(self._wake)
+                elif not isinstance(source, Source):
+                    continue  # another thread has just taken it off
                 elif not fleet.is_current(source):
                     continue
                 elif source.is_exit:
                     self._reap(source.worker, source.handle)
-                else:
-                    self._read(source.worker, source.handle)
+                elif source.handle.reader.acquire(blocking=False):  # else another thread leads
+                    try:
+                        self._read(source.handle)
+                    finally:
+                        source.handle.reader.release()
             if store.give_back_if_idle():
                 with self._lock:
                     fleet.tell_idle()
@@ -377,47 +457,60 @@ class Driver:
         with self._wake_lock:
             os.close(self._wake)
             self._wake = -1
+        with self._lock:
+            os.close(self._bell)
+            self._bell = -1
         assert self._fleet is not None
         self._fleet.close()
         self._cleanup()
         self._store.end_use(self.wake)
         _unregister(self)
 
-    def _read(self, worker: int, handle: WorkerHandle) -> bool:
-        """Read once what a worker has answered; False if there was nothing."""
-        answers: list[tuple[Task, bool, Payload]] = []
+    def _read(self, handle: WorkerHandle) -> bool:
+        """Read once what a worker has answered, and deliver it; False if there was nothing."""
+        answers = self._read_once(handle)
+        for answer in answers or ():
+            self._deliver(*answer)
+        return answers is not None
+
+    def _read_once(self, handle: WorkerHandle, *, copy: bool = False) -> list[_Answered] | None:
+        """Read once what a worker has answered; None if there was nothing.  The caller holds ``handle.reader``.
+
+        Unless copied, small results lie in the channel's buffer: to be delivered before anything else is read.
+        """
+        answers: list[_Answered] = []
         problem: Exception | None = None
         got: int | None = 0
         try:
             received, got = handle.end.receive()
             for data in received:
-                answer = self._take(worker, handle, messages.decode(data))
+                message = messages.decode(bytes(data) if copy else data)
+                answer = self._take(handle, message)
                 if answer is not None:
                     answers.append(answer)
         except (WireError, OSError) as error:
             problem = error
-        for task, ok, payload in answers:
-            self._deliver(task, ok, payload)
         if problem is not None:
             # Whatever it was, this worker cannot be relied upon any more; the others can.
             _log.error("worker %d broke the protocol and is killed: %s", handle.pid, problem)
             handle.signal(signal.SIGKILL)
         if problem is not None or got == 0:
             assert self._fleet is not None
-            self._fleet.stop_reading(handle)
-            return False
-        return bool(got)
+            with self._lock:
+                self._fleet.stop_reading(handle)
+            return answers or None
+        return answers if got else None
 
     def _take(
-        self, worker: int, handle: WorkerHandle, message: messages.FromParent | messages.FromWorker
-    ) -> tuple[Task, bool, Payload] | None:
+        self, handle: WorkerHandle, message: messages.FromParent | messages.FromWorker
+    ) -> _Answered | None:
         """Let the machine know of a message; return the task it answers, with the result still packed."""
         assert self._fleet is not None
         if isinstance(message, Answer):
             with self._lock:
                 task = self._tasks.pop(message.task, None)
                 failures = self._perform(
-                    self._machine.answered(worker, message.task, message.microseconds)
+                    self._machine.answered(handle.number, message.task, message.microseconds)
                 )
                 self.counts.count_answer(message)
             _settle(failures)
@@ -428,11 +521,11 @@ class Driver:
         elif isinstance(message, Ready):
             with self._lock:
                 self._fleet.ready(handle)
-                failures = self._perform(self._machine.ready(worker))
+                failures = self._perform(self._machine.ready(handle.number))
             _settle(failures)
         elif isinstance(message, Failed):
             # The worker may have more to do, such as to flush its log: the pool breaks when it has ended.
-            self._init_failures[worker] = message.text
+            self._init_failures[handle.number] = message.text
         else:
             raise WireError(f"a worker sent {type(message).__name__}")
         return None
@@ -471,8 +564,9 @@ class Driver:
 
     def _reap(self, worker: int, handle: WorkerHandle) -> None:
         """A worker has ended: take its last answers, then settle what it leaves."""
-        while self._read(worker, handle):
-            pass
+        with handle.reader:  # whoever leads has noticed, too, and lets go
+            while self._read(handle):
+                pass
         handle.process.join()
         fleet = self._fleet
         assert fleet is not None
@@ -484,9 +578,7 @@ class Driver:
                     f"A process in the process pool failed to initialize:\n{text}"
                 )
             unread = fleet.take_back(worker) if worker in fleet.workers else []
-            for number in unread:
-                if number in self._tasks:
-                    self._tasks[number].introduced = []
+            self._moved(handle, unread)
             failures += self._perform(self._machine.died(worker, unread))
             fleet.remove(worker, handle)
         _settle(failures)

@@ -90,6 +90,7 @@ class Fleet:
         """
         assert self.starter is not None
         handle = start_worker(self.starter)
+        handle.number = worker
         self.workers[worker] = handle
         self.processes[handle.pid] = handle.process
         self._store.add_peer(handle.peer)
@@ -133,6 +134,16 @@ class Fleet:
         self._store.lost_peer(handle.peer)
         handle.close()
 
+    def pause(self, handle: WorkerHandle) -> None:
+        """Do not wait for a worker's answers: another thread does."""
+        if handle.end.answers.fileno() in self._sources:
+            self.poller.modify(handle.end.answers.fileno(), 0)
+
+    def resume(self, handle: WorkerHandle) -> None:
+        """Wait for a worker's answers again."""
+        if handle.end.answers.fileno() in self._sources:
+            self.poller.modify(handle.end.answers.fileno(), select.EPOLLIN)
+
     def stop_reading(self, handle: WorkerHandle) -> None:
         """Nothing more will come from a worker."""
         self._forget(handle.end.answers.fileno())
@@ -155,7 +166,7 @@ class Fleet:
         OSError
             It cannot be sent, now or later.
         """
-        handle = self.workers[worker]
+        handle = task.handle = self.workers[worker]
         peer = handle.peer
         room = self._store.room_for(peer)
         function, arguments = task.function.payload.data, task.arguments.data

@@ -105,7 +105,7 @@ class Machine:
 
     __slots__ = (
         "_ahead", "_idle", "_limit", "_max_workers", "_microseconds", "_next_worker", "_pending", "_prefetch_max",
-        "_prefetch_min", "_prefetch_us", "_room", "_start_all", "_stillborn", "_workers",
+        "_prefetch_min", "_prefetch_us", "_room", "_sent", "_start_all", "_stillborn", "_workers",
         "broken", "closing", "stopped",
     )  # fmt: skip
 
@@ -134,6 +134,7 @@ class Machine:
         self._room: OrderedDict[int, None] = OrderedDict()  # busy, and may be sent more
         self._next_worker = 0
         self._stillborn = 0
+        self._sent = 0  # tasks sent and not answered
         self.closing = False
         self.stopped = False
         self.broken = False
@@ -174,6 +175,7 @@ class Machine:
         """The worker's socket is full: the task was not sent."""
         state = self._workers[worker]
         del state.tasks[task]
+        self._sent -= 1
         state.assigned -= 1
         state.full = bool(state.tasks)  # it has room again when it answers
         self._put_back([task])
@@ -191,6 +193,7 @@ class Machine:
         for task in tasks:
             del state.tasks[task]
         state.assigned -= len(tasks)
+        self._sent -= len(tasks)
         self._put_back(tasks)
         self._place(worker)
         return self._next(recall=False)
@@ -204,6 +207,7 @@ class Machine:
         self._room.pop(worker, None)
         if self.broken:
             return []
+        self._sent -= len(state.tasks)
         actions: list[Action] = []
         for task in unread:
             del state.tasks[task]
@@ -235,6 +239,7 @@ class Machine:
         for state in self._workers.values():
             actions += [Fail(task, None) for task in state.tasks]
             state.tasks.clear()
+        self._sent = 0
         actions += [Fail(task, None) for task in self._pending]
         self._pending.clear()
         self._idle.clear()
@@ -248,6 +253,7 @@ class Machine:
         if state is None or task not in state.tasks:
             return []
         del state.tasks[task]
+        self._sent -= 1
         state.full = False
         if self._limit is not None and state.assigned >= self._limit and not state.tasks:
             del self._workers[worker]
@@ -309,18 +315,14 @@ class Machine:
                 state = self._workers[worker]
                 state.tasks[task] = None
                 state.assigned += 1
+                self._sent += 1
                 self._place(worker)
                 actions.append(Send(task, worker))
             if len(self._workers) < self._max_workers:
                 self._start_workers(actions)
-        if recall and self._idle and not pending:
+        if recall and self._idle and self._sent > 1 and not pending:
             self._recall(actions)
-        if (
-            self.closing
-            and not self.stopped
-            and not pending
-            and not any(w.tasks for w in self._workers.values())
-        ):
+        if self.closing and not self.stopped and not pending and not self._sent:
             self.stopped = True
             actions.append(Stop())
         return actions

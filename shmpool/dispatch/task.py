@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 from shmpool.store.blocks import Block
 from shmpool.store.store import Payload
+from shmpool.worker.process import WorkerHandle
 
-__all__ = ["Function", "Task"]
+__all__ = ["Function", "Task", "TaskFuture"]
 
 
 class Function:
@@ -26,6 +29,39 @@ class Function:
         self.payload.release_later()
 
 
+class TaskFuture(Future[Any]):
+    """A future whose waiter reads the answer itself, if it can: that saves waking another thread, a third of the time.
+
+    Attributes
+    ----------
+    lead : callable or None
+        Called with the future and the seconds left by a thread that is about to wait; returns when it cannot help.
+    """
+
+    lead: Callable[[TaskFuture, float | None], None] | None = None
+
+    def result(self, timeout: float | None = None) -> Any:
+        """As ``Future.result``."""
+        return super().result(self._seconds_left(timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As ``Future.exception``."""
+        return super().exception(self._seconds_left(timeout))
+
+    def _seconds_left(self, timeout: float | None) -> float | None:
+        """Lead, and tell how long is left to wait."""
+        lead = self.lead
+        if lead is None or not self.running():
+            return timeout
+        if timeout is None:
+            lead(self, None)
+            return None
+        deadline = time.monotonic() + timeout
+        if timeout > 0:
+            lead(self, timeout)
+        return deadline - time.monotonic()
+
+
 class Task:
     """One call of a function.
 
@@ -41,19 +77,22 @@ class Task:
         How they are mapped in the worker.
     started : bool
         The future is running, from its user's point of view: the task was sent to a worker.
+    handle : WorkerHandle or None
+        The worker that it was sent to.
     introduced : list of int
         Arenas whose descriptors went with it: the worker knows them when it has answered.
     """
 
     __slots__ = (
-        "arguments", "blocks", "function", "future", "introduced", "readonly", "started",
+        "arguments", "blocks", "function", "future", "handle", "introduced", "readonly", "started",
     )  # fmt: skip
 
     def __init__(self, function: Function, arguments: Payload, readonly: bool) -> None:
-        self.future: Future[Any] = Future()
+        self.future = TaskFuture()
         self.function = function
         self.arguments = arguments
         self.blocks: list[Block] = function.payload.blocks + arguments.blocks
         self.readonly = readonly
         self.started = False
+        self.handle: WorkerHandle | None = None
         self.introduced: list[int] = []

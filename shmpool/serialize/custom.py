@@ -26,11 +26,12 @@ import os
 import pickle
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 __all__ = [
     "Reducer",
+    "adopt",
     "deregister_serializer",
     "has_custom",
     "reduce_custom",
@@ -184,6 +185,13 @@ def registered() -> dict[type, Reducer]:
         Not to be changed; a later registration makes a new one and leaves this one as it is.
     """
     return _reducers
+
+
+def adopt(reducers: Iterable[Reducer]) -> None:
+    """Take over registrations of another process, ``registered().values()`` there; those made here come first."""
+    global _reducers
+    with _lock:
+        _reducers = {**{reducer.cls: reducer for reducer in reducers}, **_reducers}
 
 
 def has_custom() -> bool:

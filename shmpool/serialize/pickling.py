@@ -30,6 +30,7 @@ from typing import Any, ClassVar, NamedTuple
 from shmpool.config import pickle_debug
 from shmpool.errors import SerializationError
 from shmpool.serialize import custom, reductions
+from shmpool.serialize.arrow import pandas_arrays, reductions_for_pandas
 from shmpool.serialize.mainmodule import MainModule
 from shmpool.serialize.tensors import reductions_for_torch
 
@@ -39,6 +40,8 @@ __all__ = [
 ]  # fmt: skip
 
 PROTOCOL = 5
+#: STACK_GLOBAL MEMOIZE STOP: a stream that ends so is a look-up by name, and nothing else.
+FOUND_BY_NAME = b"\x93\x94."
 #: Pickle collects small parts up to this size.
 FRAME = 64 * 1024
 #: Streams shorter than this are not worth a second look.
@@ -163,7 +166,7 @@ class _Pickler(pickle.Pickler):
     dispatch_table: ClassVar[dict[type, Callable[[Any], Any]]]  # type: ignore[misc]  # of all instances
 
 
-_made_from: tuple[Any, Any, int, int] = (None, None, 0, 0)
+_made_from: tuple[Any, Any, int, int, Any] = (None, None, 0, 0, None)
 
 
 def dispatch_table() -> dict[type, Callable[[Any], Any]]:
@@ -181,11 +184,12 @@ def dispatch_table() -> dict[type, Callable[[Any], Any]]:
         and made[1] is learned
         and made[2] == len(copyreg.dispatch_table)
         and made[3] == len(extra)
+        and made[4] is pandas_arrays()
     ):
-        made = registered, learned, len(copyreg.dispatch_table), len(extra)
+        made = registered, learned, len(copyreg.dispatch_table), len(extra), pandas_arrays()
         _Pickler.dispatch_table = {
             **learned, **copyreg.dispatch_table, **extra,
-            **reductions.REDUCTIONS, **reductions_for_torch(extra), **registered,
+            **reductions.REDUCTIONS, **reductions_for_torch(extra), **reductions_for_pandas(), **registered,
         }  # fmt: skip
         _made_from = made
     return _Pickler.dispatch_table

@@ -209,7 +209,9 @@ def _reduce_memoryview(obj: memoryview) -> tuple[Any, ...]:
     except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
         raise TypeError(f"cannot pickle a memoryview of format {obj.format!r}: {error}") from error
     if (again.format, again.shape) != (obj.format, obj.shape):
-        raise TypeError(f"cannot pickle a memoryview of format {obj.format!r} and shape {obj.shape}")
+        raise TypeError(
+            f"cannot pickle a memoryview of format {obj.format!r} and shape {obj.shape}"
+        )
     return (memoryview if not obj.readonly else _make_readonly), (with_format,)
 
 

@@ -65,11 +65,9 @@ class ScriptNames:
             elif isinstance(node, ast.Assign):
                 self._assigned.update(t.id for t in node.targets if isinstance(t, ast.Name))
             elif isinstance(node, ast.If):
-                if _is_main_guard(node.test):
-                    self._again.update(_bound_names(node.body))
-                else:
-                    self._collect(node.body)
-                self._collect(node.orelse)
+                here, everywhere = _branches(node)
+                self._again.update(_bound_names(here))
+                self._collect(everywhere)
             elif isinstance(node, ast.Try):
                 for part in (
                     node.body,
@@ -90,8 +88,19 @@ def _is_imported_by_workers(module: ModuleType) -> bool:
     return not name.endswith(".__main__")  # nor does it hand on that of ``python -m package``
 
 
-def _is_main_guard(test: ast.expr) -> bool:
-    return any(isinstance(node, ast.Name) and node.id == "__name__" for node in ast.walk(test))
+def _branches(node: ast.If) -> tuple[list[ast.stmt], list[ast.stmt]]:
+    """What only the main process runs, or perhaps only that; and what a worker may run as well."""
+    match node.test:
+        case ast.Compare(
+            left=ast.Name("__name__") | ast.Constant("__main__"),
+            ops=[ast.Eq() | ast.NotEq() as op],
+            comparators=[ast.Name("__name__") | ast.Constant("__main__")],
+        ):
+            guarded, other = node.body, node.orelse
+            return (other, guarded) if isinstance(op, ast.NotEq) else (guarded, other)
+    if any(isinstance(part, ast.Name) and part.id == "__name__" for part in ast.walk(node.test)):
+        return [*node.body, *node.orelse], []
+    return [], [*node.body, *node.orelse]
 
 
 def _bound_names(body: list[ast.stmt]) -> set[str]:

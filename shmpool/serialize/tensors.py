@@ -50,6 +50,8 @@ def _reduce_tensor(otherwise: Reduction, tensor: Any) -> Any:
         tensor.device.type == "cpu"
         and (tensor.is_leaf or not tensor.requires_grad)
         and not tensor.is_nested
+        # Sparse tensors that were made by their own reduction are kept for good in a list of torch's.
+        and (tensor.layout is sys.modules["torch"].strided or tensor.is_mkldnn)
     ):
         return tensor.__reduce_ex__(5)
     return otherwise(tensor)

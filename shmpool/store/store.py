@@ -24,6 +24,7 @@ from shmpool.config import Config, parse_size
 from shmpool.errors import RefError
 from shmpool.memory.intervals import IntervalSet
 from shmpool.memory.segment import HUGE_PAGE, Bytes, Mode, Segment, round_up
+from shmpool.serialize.atoms import dump_atoms
 from shmpool.serialize.pickling import Pickling, What, loads
 from shmpool.store import payload as wire_form
 from shmpool.store.arena import OwnArena
@@ -173,6 +174,9 @@ class ObjectStore(Exchange):
         StoreFullError
             There is no room.
         """
+        atoms = dump_atoms(obj)
+        if atoms is not None and len(atoms) < self.config.message_limit:
+            return Payload(self, b"\0" + atoms, [])
         outer = travelling.store, travelling.carried
         carried: list[Block] = []
         travelling.store, travelling.carried = self, carried
@@ -381,7 +385,9 @@ class ObjectStore(Exchange):
             return block
         detail = f"the system has no more room for it ({why})"
         if heap.is_spilled(arena):
-            raise heap.full(nbytes, f"that is the limit for memory, and {detail}")
+            raise heap.full(
+                nbytes, f"that is the limit for memory, and of the spill folder {detail}"
+            )
         with self._books:
             arena, block = heap.spill(nbytes, shared=shared, why=detail)
             self._take_in(arena, block)

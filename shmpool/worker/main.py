@@ -21,7 +21,7 @@ from shmpool.config import Config
 from shmpool.errors import SerializationError
 from shmpool.memory.segment import Mode
 from shmpool.serialize.mainmodule import MainModule
-from shmpool.serialize.pickling import EXCEPTION, RESULT, Pickling
+from shmpool.serialize.pickling import EXCEPTION, FOUND_BY_NAME, RESULT, Pickling
 from shmpool.store import current
 from shmpool.store.blocks import ArenaInfo, Block
 from shmpool.store.heap import HugePages
@@ -193,8 +193,7 @@ class _Worker:
         if last is not None and last[0] == payload.data:
             return last[1]  # type: ignore[no-any-return]
         fn = self._store.load(payload, mode)
-        # STACK_GLOBAL MEMOIZE STOP: the stream ends with a look-up by name, so it is nothing but that.
-        if not payload.blocks and bytes(payload.data[-3:]) == b"\x93\x94.":
+        if not payload.blocks and bytes(payload.data[-3:]) == FOUND_BY_NAME:
             self._last_function = bytes(payload.data), fn
         return fn  # type: ignore[no-any-return]
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
+import threading
 import weakref
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -78,25 +80,48 @@ class WorkerHandle:
 
     Attributes
     ----------
+    number : int
+        What the state machine calls it.
     process : ProcessLike
     end : ParentEnd
     peer : Peer
     exited : int
         A descriptor that becomes readable when the process has ended: unlike multiprocessing's sentinel (a pipe), it
         does so also while children that the worker forked are alive.
+    leading : int or None
+        The task that a thread waits for which reads this worker's answers meanwhile.
     introduced : list of int
         Arenas that came with the initializer's arguments, known when the worker is ready.
+    reader : threading.Lock
+        Held by the thread that reads the worker's answers.
     lent : Payload or None
         The initializer's arguments, held for as long as the worker lives.
     """
 
-    __slots__ = ("_own_pidfd", "end", "exited", "introduced", "lent", "peer", "pid", "process")
+    __slots__ = (
+        "_own_pidfd",
+        "_poller",
+        "end",
+        "exited",
+        "introduced",
+        "leading",
+        "lent",
+        "number",
+        "peer",
+        "pid",
+        "process",
+        "reader",
+    )
 
     def __init__(self, process: ProcessLike, end: ParentEnd, lent: Payload | None) -> None:
         self.process = process
         self.end = end
         self.peer = Peer(upstream=False)
         self.lent = lent
+        self.reader = threading.Lock()
+        self._poller: select.poll | None = None
+        self.number = -1
+        self.leading: int | None = None
         self.introduced: list[int] = []
         assert process.pid is not None
         self.pid = process.pid
@@ -107,6 +132,15 @@ class WorkerHandle:
             # An old kernel, or the process has been reaped already.
             self.exited = process.sentinel
             self._own_pidfd = False
+
+    def wait(self, seconds: float | None, bell: int) -> bool:
+        """Wait for an answer, at most so long, or until the bell rings, or the worker has ended; is there an answer?"""
+        if self._poller is None:
+            self._poller = select.poll()
+            for fd in (self.end.answers.fileno(), self.exited, bell):
+                self._poller.register(fd, select.POLLIN)
+        ready = dict(self._poller.poll(None if seconds is None else seconds * 1000))
+        return self.exited not in ready and self.end.answers.fileno() in ready
 
     def signal(self, number: int) -> None:
         """Send a signal, if the process has not ended."""

@@ -349,3 +349,23 @@ def test_for_one_object_a_small_class_with_a_reduce_of_its_own_will_do():
     assert there.answer() == 42
     there.close()
     database.close()
+
+
+def test_registrations_of_another_process_are_adopted_and_do_not_replace_those_made_here():
+    custom.register_serializer(First, serializer=str, deserializer=len)
+    there = pickle.loads(cloudpickle.dumps(list(custom.registered().values())))
+    custom.deregister_serializer(First)
+    custom.register_serializer(Second, serializer=repr, deserializer=len)
+    table = custom.registered()
+    custom.adopt([*there, custom.Reducer(Second, str, str)])
+    assert custom.registered()[First].serializer is str
+    assert custom.registered()[Second].serializer is repr
+    assert First not in table
+
+
+class First:
+    pass
+
+
+class Second:
+    pass

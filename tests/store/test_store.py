@@ -173,9 +173,6 @@ def test_two_overlapping_views_in_one_object_are_private_to_each_other(store):
     assert (second == 1).all()
 
 
-@pytest.mark.xfail(
-    reason="a read-only array arrives read-only, as multiprocessing's pickles do not"
-)
 def test_a_read_only_array_arrives_writable(store):
     a = array(1)
     a.flags.writeable = False

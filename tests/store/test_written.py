@@ -8,6 +8,7 @@ import gc
 import numpy as np
 import pytest
 
+from shmpool.serialize.reductions import window
 from shmpool.store.blocks import Block
 from shmpool.store.written import Written, owner_of, same_bytes
 
@@ -86,6 +87,17 @@ def test_a_read_only_array_can_change():
     a = np.zeros(10)
     a.flags.writeable = False
     assert owner_of(a) == (a, False)
+
+
+def test_memory_that_was_made_writable_to_be_read_belongs_to_whose_it_is():
+    a = np.zeros(100, np.uint8)
+    view = a[10:]
+    address, nbytes = key_of(view)
+    assert owner_of(memoryview(window(view, address, nbytes)).obj) == (a, False)
+    over_bytes = np.frombuffer(bytes(100), np.uint8)
+    assert owner_of(memoryview(window(over_bytes, *key_of(over_bytes))).obj) == (over_bytes, True)
+    other = object()
+    assert owner_of(memoryview(window(other, *key_of(a))).obj) == (other, False)
 
 
 def test_what_is_no_array_owns_itself():
