@@ -78,10 +78,12 @@ class Config:
     prefetch_max: int = 32
     #: Enough tasks are sent ahead to keep a worker busy for this long, in microseconds.
     prefetch_us: int = 1000
-    #: Freed pages that stay warm: recycled memory is ten times as fast as fresh memory, so this is generous. A share
-    #: of the store's capacity.
+    #: Freed pages stay warm, since recycled memory is ten times as fast as fresh memory: up to this many bytes, or up
+    #: to two blocks like the one that was freed last, if those are more ...
+    warm_bytes: int = 256 * MIB
+    #: ... but no more than this share of the store's capacity ...
     warm_share: float = 0.5
-    #: ... for this many seconds after the last use of the store.
+    #: ... and for this many seconds after the last use of the store.
     warm_seconds: float = 10.0
     #: Share of the memory that the machine or the cgroup allows that a store takes before it spills.
     capacity_share: float = 0.6

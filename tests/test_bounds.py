@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import psutil
@@ -21,21 +22,27 @@ MIB = 1 << 20
 
 
 def tree_memory() -> int:
-    """Bytes of memory of this process and its children, shared pages counted once (PSS)."""
+    """Bytes of memory of this process and its children, shared pages counted once (PSS), without those of files.
+
+    Files are left out since how many of their pages count depends on what other programs map them.
+    """
     me = psutil.Process()
-    total = 0
-    for process in (me, *me.children(recursive=True)):
-        try:
-            total += process.memory_full_info().pss
-        except psutil.Error:
-            continue
-    return total
+    return sum(_memory(process.pid) for process in (me, *me.children(recursive=True)))
+
+
+def _memory(pid: int) -> int:
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0  # it has just ended
+    sizes = dict(line.split(":", 1) for line in text.splitlines()[1:])
+    return sum(int(sizes[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) * 1024
 
 
 class Peak:
     """The largest memory of the tree while a block of code runs."""
 
-    def __enter__(self) -> Peak:
+    def __enter__(self) -> Self:
         self.before = self.most = tree_memory()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
@@ -234,7 +241,7 @@ def test_one_array_for_many_tasks_is_one_copy_in_all() -> None:
 def test_huge_pages_are_used_or_clearly_refused() -> None:
     free = int(Path("/proc/sys/vm/nr_hugepages").read_text())
     if free < 64:
-        with pytest.raises(RuntimeError, match="vm.nr_hugepages"):
+        with pytest.raises(RuntimeError, match=r"vm\.nr_hugepages"):
             shmpool.ObjectStore(huge_pages=True)
         return
     store = shmpool.ObjectStore(huge_pages=True, config=Config(arena_min=64 * MIB))

@@ -45,8 +45,18 @@ LEVELS = {
 ORDER: dict[str, tuple[str, ...]] = {
     "memory": ("intervals", "allocator", "segment", "dirty"),
     "serialize": (
-        *("atoms", "scriptnames", "mainmodule", "custom", "words", "parts", "search", "inspect"),
-        *("reductions", "arrow", "tensors", "byvalue", "debugging", "pickling", "tracing", "reasons", "explain"),
+        *(
+            "atoms",
+            "scriptnames",
+            "mainmodule",
+            "custom",
+            "words",
+            "reductions",
+            "parts",
+            "search",
+            "inspect",
+        ),
+        *("arrow", "tensors", "byvalue", "debugging", "pickling", "tracing", "reasons", "explain"),
     ),
     "store": (
         *("limits", "blocks", "addresses", "leases", "written", "payload"),

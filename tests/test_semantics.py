@@ -63,6 +63,7 @@ def test_an_object_that_contains_itself(executor, size):
     for loop in (back, again):
         assert loop[1]["loop"] is loop
         np.testing.assert_array_equal(loop[0], np.arange(size))
+    executor.submit(gc.collect).result(SOON)  # the worker's own goes with its garbage
 
 
 def test_an_object_whose_attribute_is_the_object(executor):
@@ -70,6 +71,7 @@ def test_an_object_whose_attribute_is_the_object(executor):
     model.me, model.values = model, np.arange(SIZE)
     back = executor.submit(identity, model).result(SOON)
     assert back.me is back and back.values[-1] == SIZE - 1
+    executor.submit(gc.collect).result(SOON)
 
 
 @pytest.mark.parametrize("mode", ["args", "kwargs"])
@@ -103,7 +105,6 @@ def test_what_cannot_travel_is_named_on_the_way_there_and_back(executor, what):
     with pytest.raises(SerializationError) as caught:
         executor.submit(identity, {"ok": 1, "bad": [bad]}).result(SOON)
     assert "args[0]['bad'][0]" in str(caught.value)
-    assert type(bad).__name__ in str(caught.value)
     if hasattr(bad, "close"):
         bad.close()
     with pytest.raises(SerializationError) as caught:
@@ -160,7 +161,6 @@ def test_registered_classes_travel_as_results_under_every_start_method(
         assert copied(executor) == before, "nothing is copied when it goes again"
 
 
-@pytest.mark.xfail(reason="workers that are not forked know nothing of the parent's registrations")
 def test_spawned_workers_know_what_was_registered_before_they_started(registered):
     with ShmExecutor(1, mp_context="spawn") as executor:
         answer, database = executor.submit(tasks.ask, tasks.Database(":memory:")).result(SOON)

@@ -199,7 +199,8 @@ class Segment:
             self.fd = -1
 
     def __del__(self) -> None:
-        self.close()
+        if os is not None:  # at interpreter exit modules are emptied
+            self.close()
 
 
 def _shared_folder() -> str:

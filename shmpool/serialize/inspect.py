@@ -15,6 +15,7 @@ from typing import Any, Protocol, TextIO
 import cloudpickle
 
 from shmpool.serialize import custom
+from shmpool.serialize.reductions import REDUCTIONS
 from shmpool.serialize.search import NESTED, Failure, Node, Search, TimeUp, Trial
 from shmpool.serialize.words import print_lines, shorten, type_name, with_article
 
@@ -176,7 +177,9 @@ class _Probe(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is untyp
 
     def __init__(self, file: Nowhere) -> None:
         # Before Pickler's own __init__, which looks at it once; later it would be ignored.
-        self.dispatch_table = ChainMap(custom.registered(), cloudpickle.Pickler.dispatch_table)
+        self.dispatch_table = ChainMap(
+            custom.registered(), REDUCTIONS, cloudpickle.Pickler.dispatch_table
+        )
         super().__init__(file, protocol=5, buffer_callback=lambda _: None)
 
 

@@ -17,6 +17,8 @@ numpy hands out the memory of most arrays itself.  Here is the rest:
 
 Others
 ------
+A file is an error, as it is for pickle: cloudpickle would send its contents as a ``StringIO``.
+
 ``array.array`` is copied once on the way out and once on the way in, ``memoryview`` not on the way in.  A memoryview
 whose format neither ``memoryview.cast`` nor numpy can make again is an error where it is sent.
 """
@@ -24,6 +26,7 @@ whose format neither ``memoryview.cast`` nor numpy can make again is an error wh
 from __future__ import annotations
 
 import array
+import io
 import pickle
 import sys
 from collections.abc import Callable
@@ -227,6 +230,13 @@ def _make_readonly(a: Any) -> memoryview:
     return memoryview(a).toreadonly()
 
 
+def _reduce_file(obj: Any) -> Any:
+    for name in ("stdout", "stderr"):
+        if obj is getattr(sys, name):
+            return getattr, (sys, name)
+    raise TypeError(f"cannot pickle {type(obj).__qualname__!r} object")
+
+
 #: For a pickler's dispatch table.
 REDUCTIONS: dict[type, Reduction] = {
     np.ndarray: _reduce_ndarray,
@@ -235,4 +245,5 @@ REDUCTIONS: dict[type, Reduction] = {
     np.recarray: _reduce_subclass,
     array.array: _reduce_array,
     memoryview: _reduce_memoryview,
+    io.TextIOWrapper: _reduce_file,
 }

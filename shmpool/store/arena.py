@@ -142,9 +142,9 @@ class OwnArena(Arena):
                     self.segment.reserve(start, stop)  # Linux before 5.14
         self._promised.pop(offset, None)
 
-    def free(self, offset: int) -> None:
-        """Give up a block.  Its pages stay warm until :meth:`trim`."""
-        self._allocator.free(offset)
+    def free(self, offset: int) -> int:
+        """Give up a block; its size.  Its pages stay warm until :meth:`trim`."""
+        return self._allocator.free(offset)
 
     def writable(self, offset: int, nbytes: int) -> Bytes:
         """The bytes of a block, to be filled by its maker."""

@@ -371,6 +371,8 @@ def _reporter(books: weakref.ref[Books]) -> Callable[[Lease | WrittenKey], None]
         store = books()
         if store is not None:
             store._gone(item)
+        elif isinstance(item, Lease):
+            item.end()
 
     return report
 

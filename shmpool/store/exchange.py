@@ -165,6 +165,11 @@ class Exchange(Books):
                 for _ in range(times):
                     self._unhold(hold.block)
 
+    def holds_any(self, blocks: Iterable[Block]) -> bool:
+        """Is one of these held still?"""
+        with self._books:
+            return any(block[:2] in self._holds for block in blocks)
+
     def kept_after(self, blocks: Iterable[Block]) -> list[Block]:
         """Of the blocks that came with a task, those that this worker still holds and has not reported yet."""
         kept = []

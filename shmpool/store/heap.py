@@ -184,11 +184,14 @@ class Heap:
 
     def freed(self, arena: OwnArena, offset: int, *, keep_warm: bool) -> None:
         """A block is free."""
-        arena.free(offset)
+        size = arena.free(offset)
         if not keep_warm or arena in self._spilled:
             arena.trim(0)
-        elif self.warm > self._config.warm_share * self.limit:
-            self.trim(int(self._config.warm_share * self.limit))
+        else:
+            config = self._config
+            most = min(config.warm_share * self.limit, max(config.warm_bytes, 2 * size))
+            if self.warm > most:
+                self.trim(int(most))
 
     def trim(self, most: int) -> bool:
         """Give warm pages beyond ``most`` bytes back to the system; False if there were none."""

@@ -7,16 +7,21 @@ They go through the store like any payload, so that a large array in ``initargs`
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
+from shmpool.errors import SerializationError
 from shmpool.memory.segment import Mode
-from shmpool.serialize.pickling import INITIALIZER, Pickling
+from shmpool.serialize import custom
+from shmpool.serialize.pickling import INITIALIZER, Pickling, loads
 from shmpool.store.payload import PLAIN
 from shmpool.store.peer import Peer
 from shmpool.store.store import ObjectStore, Payload
 
 __all__ = ["Initializer"]
+
+_log = logging.getLogger("shmpool")
 
 
 class Initializer:
@@ -51,12 +56,23 @@ class Initializer:
         self.payload: Payload | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._function is None:
+        serializers = self._serializers()
+        if self._function is None and not serializers:
             return Travelled, (None,)
-        self.payload = self._store.dump(
-            (self._function, self._arguments), self._pickling, INITIALIZER
-        )
+        everything = (serializers, self._function, self._arguments)
+        self.payload = self._store.dump(everything, self._pickling, INITIALIZER)
         return Travelled, (bytes(self.payload.data),)
+
+    def _serializers(self) -> list[bytes]:
+        """The user's custom serializers, each pickled by itself: one that cannot be is no reason for the pool to fail."""
+        found = []
+        for serializer in custom.registered().values():
+            try:
+                stream, _ = self._pickling.dumps(serializer, INITIALIZER)
+            except SerializationError:
+                continue
+            found.append(b"".join(stream))
+        return found
 
     #: See :class:`Travelled`.
     needs_arenas = False
@@ -84,7 +100,13 @@ class Travelled:
             return
         payload = store.receive(self._data, origin)
         try:
-            function, arguments = store.load(payload, mode)
+            serializers, function, arguments = store.load(payload, mode)
         finally:
             payload.release()
-        function(*arguments)
+        for serializer in serializers:
+            try:
+                custom.adopt([loads(serializer, [])])
+            except Exception:  # whatever a module of the user's raises when it is imported
+                _log.debug("a custom serializer could not be taken over", exc_info=True)
+        if function is not None:
+            function(*arguments)

@@ -7,6 +7,7 @@ the process does not.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -212,6 +213,10 @@ class _Worker:
         if not (lent or released or payload.blocks):
             return None
         self._store.lend(payload, self._parent)
+        if lent and self._store.holds_any(lent):
+            gc.collect(
+                1
+            )  # an argument that refers to itself is young garbage, and no reason to keep its arrays
         kept = self._store.kept_after(lent) if lent else []
         return Extras(kept=kept, released=released)  # type: ignore[arg-type]  # a Block is a triple of numbers
 

@@ -108,6 +108,7 @@ DIFFERENCES: dict[str, Difference] = {
     "ProcessPoolSpawnProcessPoolExecutorTest.test_saturation": _purpose(_UNPICKLABLE),
     "ProcessPoolForkserverProcessPoolShutdownTest.test_processes_terminate": _purpose(_UNPICKLABLE),
     "ProcessPoolSpawnProcessPoolShutdownTest.test_processes_terminate": _purpose(_UNPICKLABLE),
+    "ProcessPoolForkProcessPoolShutdownTest.test_cancel_futures": _purpose(_NOT_BEGUN),
     "ProcessPoolForkserverProcessPoolShutdownTest.test_cancel_futures": _purpose(_NOT_BEGUN),
     "ProcessPoolSpawnProcessPoolShutdownTest.test_cancel_futures": _purpose(_NOT_BEGUN),
     "ExecutorDeadlockTest.test_error_at_task_unpickle": _purpose(_UNPICKLE),

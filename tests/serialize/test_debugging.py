@@ -84,6 +84,7 @@ def test_it_writes_what_the_usual_pickler_writes(name):
     pickle.loads(stream, buffers=buffers)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
 def test_objects_of_libraries_go_the_same_way(sample):
     obj = make(sample)

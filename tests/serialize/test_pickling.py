@@ -216,7 +216,7 @@ def test_a_memoryview_that_nobody_can_make_again_is_refused_when_it_is_sent(plai
         plain.dumps([view], OBJECT)
 
 
-@pytest.mark.parametrize("empty", [array.array("d"), array.array("u"), array.array("b")], ids=repr)
+@pytest.mark.parametrize("empty", [array.array("d"), array.array("b")], ids=repr)
 def test_empty_arrays_of_the_standard_library_come_back(plain, empty):
     assert there_and_back(plain, empty) == empty
 
@@ -375,6 +375,18 @@ def test_a_structured_masked_array_comes_back(plain):
     assert back.fill_value == a.fill_value
 
 
+# ---------------------------------------------------------------- files
+
+
+def test_a_file_is_refused_and_the_standard_streams_go_by_name(plain, tmp_path, monkeypatch):
+    with open(tmp_path / "file", "w+") as file, pytest.raises(SerializationError) as caught:
+        plain.dumps({"log": file}, OBJECT)
+    assert caught.value.culprit == "obj['log'] (a '_io.TextIOWrapper')"
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)
+    monkeypatch.setattr(sys, "stderr", sys.__stderr__)
+    assert there_and_back(plain, [sys.stdout, sys.stderr]) == [sys.stdout, sys.stderr]
+
+
 # ---------------------------------------------------------------- tensors
 
 
@@ -406,6 +418,7 @@ def test_views_of_one_storage_stay_views_of_one_storage(plain, torch):
     assert back[1][0] == -1 and back[2][0, 10] == -1
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
 def test_empty_small_and_sparse_tensors_come_back(plain, torch):
     tensors = [torch.zeros(0), torch.tensor(1.5), torch.zeros(3, 0, 2), torch.eye(2000).to_sparse()]
     back, _ = out(plain, tensors)

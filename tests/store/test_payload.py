@@ -75,7 +75,6 @@ def test_flipped_bits_give_a_payload_or_a_wire_error(payload, bits):
             assert span.start + span.nbytes <= layout.blocks[span.block].size
 
 
-
 def test_an_indirect_payload_that_does_not_say_where_it_lies_is_a_wire_error():
     encoded = bytearray(b"".join(encode([b""], [Block(7, 0, 4096)], [])))
     encoded[0] = 2

@@ -450,7 +450,6 @@ def test_a_view_outlives_its_store():
     assert view[0] == 2 and view[-1] == 1
 
 
-
 @pytest.mark.leaks("the exception on purpose leaves a block on the books", "blocks")
 def test_an_interrupt_while_finalizers_are_worked_off_does_not_leave_the_lock_locked(store):
     def interrupted() -> None:
@@ -596,7 +595,6 @@ def test_what_another_thread_holds_survives_a_fork(store):
     assert seen == [7]
 
 
-
 def test_a_forked_child_does_not_write_into_its_parents_arenas(store):
     keep = ref_of(store, array(1))
     done, done_out = os.pipe()
@@ -727,7 +725,6 @@ def test_an_argument_that_is_kept_twice_is_held_until_both_are_gone(link):
     kept.pop()
     link.flush()
     assert blocks(link.parent) == 0
-
 
 
 def test_what_was_let_go_of_and_then_kept_again_is_held(link):
