@@ -45,6 +45,9 @@ _failed = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault(
+        "SHMPOOL_VERIFY", "1"
+    )  # stores recount their books after every change, in workers too
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     # While a test runs, descriptor 2 is pytest's capture file, and what is in that is lost in a hard exit.

@@ -18,6 +18,7 @@ from executor_tasks import METHODS, SOON, warm_executor
 from support import wait_until
 
 from shmpool import ShmExecutor
+from shmpool.memory import dirty
 
 LIMIT = 64 * 1024  # below it, arrays ride in the message
 CONFIGURATIONS = [(method, "memfd") for method in METHODS] + [("fork", "file"), ("spawn", "file")]
@@ -537,12 +538,20 @@ def test_overlapping_views_in_a_result_do_not_alias_here(executor: ShmExecutor) 
 # At random.
 
 
+@pytest.mark.parametrize("detector", ["scan", "pagemap", "none"])
 def test_random_tasks_give_what_plain_numpy_gives(
-    start_method: str, memory_backend: str, rng: np.random.Generator
+    start_method: str,
+    memory_backend: str,
+    detector: str,
+    monkeypatch: pytest.MonkeyPatch,
+    rng: np.random.Generator,
 ) -> None:
     """Two hundred tasks that scribble, keep, slice and forward, against the same calls run here on pickled copies."""
-    if memory_backend == "file" and start_method not in ("fork", "spawn"):
-        pytest.skip("the backend does not know how workers are started")
+    if (memory_backend, detector) != ("memfd", "scan") and start_method != "fork":
+        pytest.skip("neither the backend nor the detector knows how workers are started")
+    if why := dirty._why_not(detector) if detector != "none" else "":
+        pytest.skip(f"this system has no such detector: {why}")
+    monkeypatch.setenv("SHMPOOL_DIRTY_DETECTOR", detector)
     held: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []  # ours, and what it must equal
     under_way: list[tuple[Any, list[Any]]] = []
 
@@ -583,7 +592,7 @@ def test_random_tasks_give_what_plain_numpy_gives(
                 array[at : at + 1000] = seed % 1000
 
     with ShmExecutor(2, mp_context=start_method) as executor:
-        for _ in range(200 if memory_backend == "memfd" else 80):
+        for _ in range(200 if memory_backend == "memfd" else 100):
             move()
             settle(6)
         settle(0)

@@ -13,6 +13,7 @@ After a fork the child's copy of a store is inert: it frees nothing, tells nobod
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -171,14 +172,19 @@ class Books:
             arena = self._arenas[block.arena]
             if arena.info.shared:
                 mode = "r+"
-                self._shared_views += 1
             # Writes of one taker must not be seen by the next: a second one gets a mapping of its own.
             kept = mode != "c" or not (arena.info.huge or block.offset in arena.taken)
-            mapping = arena.kept_mapping(mode) if kept else arena.own_mapping(mode, block)
+            try:
+                mapping = arena.kept_mapping(mode) if kept else arena.own_mapping(mode, block)
+            except OSError as error:
+                raise self._heap.full(
+                    block.size, f"no more of it can be mapped ({error})"
+                ) from error
             start = block.offset
             lease = Lease(block, mapping, start + first, start + last, alone=kept and mode == "c")
             view = mapping.array(start, block.size)
             self._hold(block)
+            self._shared_views += arena.info.shared
             if lease.alone:
                 arena.taken.add(start)
             self._addresses.add(lease)
@@ -205,7 +211,10 @@ class Books:
 
         Called by weak references wherever that happens: in any thread, inside any lock, at interpreter exit.
         """
-        if os.getpid() == self._pid:
+        pid = self._pid
+        if (
+            pid and os.getpid() == pid
+        ):  # pid first: it is 0 at interpreter exit, when modules are emptied
             self._pending.append(item)
             self._settle()
 
@@ -298,27 +307,30 @@ class Books:
             They are wrong; the message says where.
         """
         with self._books:
-            for own in self._heap:
-                own.verify()
-                assert own is self._arenas.get(own.info.id), own.info
-            held: dict[int, int] = {}
-            for key, hold in self._holds.items():
-                assert key == hold.block[:2], (key, hold.block)
-                assert hold.count > 0, (hold.block, hold.count)
-                held[key[0]] = held.get(key[0], 0) + hold.block.size
-            for arena_id, arena in self._arenas.items():
-                if isinstance(arena, OwnArena):
-                    assert arena.used == held.get(arena_id, 0), (arena.info, arena.used, held)
-            needed: dict[BlockKey, int] = {}
-            for lease in self._addresses:
-                needed[lease.block[:2]] = needed.get(lease.block[:2], 0) + 1
-            for block, times in self._written.blocks():
-                needed[block[:2]] = needed.get(block[:2], 0) + times
-            for peer in self._peers:
-                for key in peer.keeps:
-                    needed[key] = needed.get(key, 0) + 1
-            for key, count in needed.items():
-                assert self._holds[key].count >= count, (key, self._holds[key].count, count)
+            self._verify()
+
+    def _verify(self) -> None:
+        for own in self._heap:
+            own.verify()
+            assert own is self._arenas.get(own.info.id), own.info
+        held: dict[int, int] = {}
+        for key, hold in self._holds.items():
+            assert key == hold.block[:2], (key, hold.block)
+            assert hold.count > 0, (hold.block, hold.count)
+            held[key[0]] = held.get(key[0], 0) + hold.block.size
+        for arena_id, arena in self._arenas.items():
+            if isinstance(arena, OwnArena):
+                assert arena.used == held.get(arena_id, 0), (arena.info, arena.used, held)
+        needed: dict[BlockKey, int] = {}
+        for lease in self._addresses:
+            needed[lease.block[:2]] = needed.get(lease.block[:2], 0) + 1
+        for block, times in self._written.blocks():
+            needed[block[:2]] = needed.get(block[:2], 0) + times
+        for peer in self._peers:
+            for key in peer.keeps:
+                needed[key] = needed.get(key, 0) + 1
+        for key, count in needed.items():
+            assert self._holds[key].count >= count, (key, self._holds[key].count, count)
 
     def _after_fork_in_child(self) -> None:
         self._lock = threading.Lock()
@@ -358,8 +370,12 @@ class _Lock:
     def __exit__(self, *_: object) -> None:
         books = self._books()
         assert books is not None
-        books._owner = 0
-        books._lock.release()
+        try:
+            if books.config.verify:
+                books._verify()
+        finally:
+            books._owner = 0
+            books._lock.release()
         if books._pending:
             books._settle()
 
@@ -371,8 +387,10 @@ def _reporter(books: weakref.ref[Books]) -> Callable[[Lease | WrittenKey], None]
         store = books()
         if store is not None:
             store._gone(item)
-        elif isinstance(item, Lease):
-            item.end()
+        elif hasattr(
+            item, "end"
+        ):  # a lease, said without a name that interpreter exit may have emptied
+            item.end()  # type: ignore[union-attr]
 
     return report
 
@@ -387,3 +405,12 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _at_exit() -> None:
+    """From now on finalizers do nothing: the process's end gives everything back."""
+    for store in list(stores):
+        store._pid = 0
+
+
+atexit.register(_at_exit)

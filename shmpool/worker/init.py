@@ -64,7 +64,7 @@ class Initializer:
         return Travelled, (bytes(self.payload.data),)
 
     def _serializers(self) -> list[bytes]:
-        """The user's custom serializers, each pickled by itself: one that cannot be is no reason for the pool to fail."""
+        """The custom serializers, each pickled by itself: one that cannot be is no reason for the pool to fail."""
         found = []
         for serializer in custom.registered().values():
             try:

@@ -180,7 +180,7 @@ class TemplateChild:
                 self.sentinel = -1
 
     def __del__(self) -> None:
-        if self.sentinel >= 0:
+        if self.sentinel >= 0 and os is not None:  # at interpreter exit modules are emptied
             os.close(self.sentinel)
 
 

@@ -1,0 +1,47 @@
+"""A program that ends while it holds results, refs and executors says nothing on its way out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shmpool
+
+SCRIPT = """
+import numpy as np
+import shmpool
+
+def double(array):
+    return array * 2
+
+if __name__ == "__main__":
+    executor = shmpool.ShmExecutor(1, METHOD)
+    ref = executor.put(np.ones(1 << 17))
+    results = [executor.submit(double, ref).result() for _ in range(3)]
+    views = [ref.get("c"), ref.get("r"), results[0][10:]]
+    future = executor.submit(double, np.ones(1 << 17))
+    shared = shmpool.zeros(1 << 17)
+    shmpool.kept = results, views, future, executor  # beyond the life of __main__
+    print("done")
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn", "loky"])
+@pytest.mark.parametrize("options", [[], ["-X", "dev", "-W", "error"]], ids=["plain", "dev mode"])
+def test_a_program_that_holds_everything_ends_silently(method, options, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("METHOD", repr(method)))
+    home = str(Path(shmpool.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, *options, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": home},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
