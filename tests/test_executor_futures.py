@@ -755,3 +755,22 @@ def test_long_task_holds_up_none_of_the_tiny_ones_behind_it(
     assert not long.done()
     gate.open()
     long.result(SOON)
+
+
+def test_task_that_was_sent_ahead_can_be_cancelled_and_its_neighbours_run(
+    start_method: str, tmp_path: Path
+) -> None:
+    with ShmExecutor(1, mp_context=start_method) as executor:
+        for future in [executor.submit(abs, -i) for i in range(1000)]:
+            future.result(SOON)  # so short that many are sent ahead from now on
+        blocker = executor.submit(tasks.meet, str(tmp_path), "task", 2)
+        wait_until(lambda: os.listdir(tmp_path), 30, "the first task to begin")
+        ahead = [executor.submit(os.getpid) for _ in range(20)]
+        assert all(future.cancel() for future in ahead[::2])
+        assert not blocker.cancel()
+        assert all(future.cancelled() for future in ahead[::2])
+        done, not_done = concurrent.futures.wait(ahead[::2], timeout=SOON)
+        assert len(done) == 10 and not not_done
+        (tmp_path / "test").touch()
+        assert len({future.result(SOON) for future in ahead[1::2]}) == 1
+        blocker.result(SOON)

@@ -173,6 +173,7 @@ class Driver:
             number = next(self._task_ids)
             self._tasks[number] = task
             task.future.lead = self._leader(number)
+            task.future.take_back = self._taker(number)
             self.counts.submitted += 1
             self.counts.count(task.arguments)
             if not task.function.counted:
@@ -191,6 +192,35 @@ class Driver:
                 driver.lead(number, future, timeout)
 
         return lead
+
+    def _taker(self, number: int) -> Callable[[], bool]:
+        """What cancelling the future of task ``number`` calls."""
+        ref = self._ref
+
+        def take_back() -> bool:
+            driver = ref()
+            return driver is not None and os.getpid() == driver._pid and driver.take_back(number)
+
+        return take_back
+
+    def take_back(self, number: int) -> bool:
+        """Give a task up if its worker has not begun it; False if it has."""
+        with self._lock:
+            task = self._tasks.get(number)
+            if task is None or task.handle is None:
+                return False
+            handle = task.handle
+            assert self._fleet is not None
+            if self._fleet.workers.get(handle.number) is not handle:
+                return False
+            unread = self._fleet.take_back(handle.number)
+            self._moved(handle, unread)
+            if number in unread:
+                del self._tasks[number]
+                task.arguments.release()
+            failures = self._perform(self._machine.recalled(handle.number, unread, number))
+        _settle(failures)
+        return number in unread
 
     def lead(self, number: int, future: TaskFuture, timeout: float | None) -> None:
         """Read answers in the thread that waits for one: the dispatcher need not be woken, nor wake that thread.
@@ -279,8 +309,10 @@ class Driver:
     def _cancel_waiting(self) -> None:
         """Cancel the tasks that have not begun."""
         with self._lock:
+            # As in the standard library, what was sent to a worker is finished.
             waiting = [(number, task) for number, task in self._tasks.items() if not task.started]
         # Cancelling runs callbacks, so it happens without the lock; some may begin meanwhile.
+        failures: Failures = []
         cancelled = [(number, task) for number, task in waiting if task.future.cancel()]
         with self._lock:
             for number, task in cancelled:
@@ -288,8 +320,8 @@ class Driver:
                     del self._tasks[number]
                     task.future.set_running_or_notify_cancel()
                     task.arguments.release()
-                    failures = self._perform(self._machine.withdrawn(number))
-                    assert not failures
+                    failures += self._perform(self._machine.withdrawn(number))
+        _settle(failures)
 
     def terminate(self, signal_number: int) -> None:
         """End all workers with a signal; tasks under way fail, the others are cancelled, no more are taken."""

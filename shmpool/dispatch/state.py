@@ -187,14 +187,14 @@ class Machine:
         del self._workers[worker]
         return bool(self._workers)
 
-    def recalled(self, worker: int, tasks: list[int]) -> list[Action]:
-        """These tasks were taken back from a worker, unread."""
+    def recalled(self, worker: int, tasks: list[int], unwanted: int | None = None) -> list[Action]:
+        """These tasks were taken back from a worker, unread; one of them may be wanted no more."""
         state = self._workers[worker]
         for task in tasks:
             del state.tasks[task]
         state.assigned -= len(tasks)
         self._sent -= len(tasks)
-        self._put_back(tasks)
+        self._put_back([task for task in tasks if task != unwanted])
         self._place(worker)
         return self._next(recall=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures._base import PENDING
 from typing import Any
 
 from shmpool.store.blocks import Block
@@ -39,6 +40,20 @@ class TaskFuture(Future[Any]):
     """
 
     lead: Callable[[TaskFuture, float | None], None] | None = None
+    #: Called without arguments; True if the task was taken back, since its worker had not begun it.
+    take_back: Callable[[], bool] | None = None
+
+    def cancel(self) -> bool:
+        """As ``Future.cancel``; a task that was sent ahead to a busy worker counts as not begun."""
+        if super().cancel():
+            return True
+        if self.running() and self.take_back is not None and self.take_back():
+            with self._condition:
+                self._state = PENDING
+            super().cancel()
+            self.set_running_or_notify_cancel()  # tell who waits for it
+            return True
+        return False
 
     def result(self, timeout: float | None = None) -> Any:
         """As ``Future.result``."""
