@@ -52,6 +52,7 @@ ORDER: dict[str, tuple[str, ...]] = {
             "custom",
             "words",
             "reductions",
+            "text",
             "parts",
             "search",
             "inspect",

@@ -11,16 +11,27 @@ from typing import Any
 __all__ = ["dump_atoms"]
 
 _ATOMS = frozenset({int, float, complex, bool, type(None), str, bytes})
+_SIZED = frozenset({str, bytes})
 
 
-def dump_atoms(obj: Any) -> bytes | None:
-    """The pickle of an atom, or of an (args, kwargs) pair with nothing but atoms in args; None for anything else."""
+def dump_atoms(obj: Any, limit: int) -> bytes | None:
+    """The pickle of an atom, or of an (args, kwargs) pair with nothing but atoms in args; None for anything else.
+
+    None, too, for what would be longer than ``limit`` bytes: its strings are not to be copied here.
+    """
     kind = type(obj)
     if kind in _ATOMS:
-        return pickle.dumps(obj, 5)
-    if kind is tuple and len(obj) == 2:
+        if kind in _SIZED and len(obj) >= limit:
+            return None
+    elif kind is tuple and len(obj) == 2:
         args, kwargs = obj
-        call = type(args) is tuple and type(kwargs) is dict and not kwargs
-        if call and _ATOMS.issuperset(map(type, args)):
-            return pickle.dumps(obj, 5)
-    return None
+        if type(args) is not tuple or type(kwargs) is not dict or kwargs:
+            return None
+        if not _ATOMS.issuperset(map(type, args)):
+            return None
+        if any(type(arg) in _SIZED and len(arg) >= limit for arg in args):
+            return None
+    else:
+        return None
+    pickled = pickle.dumps(obj, 5)
+    return pickled if len(pickled) < limit else None

@@ -26,6 +26,7 @@ from shmpool.memory.intervals import IntervalSet
 from shmpool.memory.segment import HUGE_PAGE, Bytes, Mode, Segment, round_up
 from shmpool.serialize.atoms import dump_atoms
 from shmpool.serialize.pickling import Pickling, What, loads
+from shmpool.serialize.text import lend_text
 from shmpool.store import payload as wire_form
 from shmpool.store.arena import OwnArena
 from shmpool.store.blocks import Block, BlockKey
@@ -174,14 +175,14 @@ class ObjectStore(Exchange):
         StoreFullError
             There is no room.
         """
-        atoms = dump_atoms(obj)
-        if atoms is not None and len(atoms) < self.config.message_limit:
+        atoms = dump_atoms(obj, self.config.message_limit)
+        if atoms is not None:
             return Payload(self, b"\0" + atoms, [])
         outer = travelling.store, travelling.carried
         carried: list[Block] = []
         travelling.store, travelling.carried = self, carried
         try:
-            stream, buffers = pickling.dumps(obj, what)
+            stream, buffers = pickling.dumps(lend_text(obj), what)
         except BaseException:
             self.let_go(carried)
             raise
