@@ -416,8 +416,8 @@ def test_callback_may_shut_down(method: str, wait_there: bool) -> None:
         ended.set()
 
     future = executor.submit(np.ones, 20_000)
-    future.add_done_callback(end)
     others = [executor.submit(abs, -i) for i in range(10)]
+    future.add_done_callback(end)
     assert ended.wait(SOON)
     assert [other.result(SOON) for other in others] == list(range(10))
     executor.shutdown()
