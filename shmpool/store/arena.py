@@ -9,6 +9,7 @@ The caller holds the store's lock.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -120,7 +121,8 @@ class OwnArena(Arena):
         """They will not be populated, or only in part."""
         for start, stop in self._promised.pop(offset, ()):
             self._populated.remove(start, stop)
-            self.kept_mapping("r+").give_back(start, stop)
+            with contextlib.suppress(OSError):  # what could not be mapped has no pages to give back
+                self.kept_mapping("r+").give_back(start, stop)
 
     def populate(self, offset: int, *, file: bool) -> None:
         """Reserve the memory that a block was promised.  Needs no lock: the block is its maker's.
