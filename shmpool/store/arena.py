@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 from shmpool.memory.allocator import Allocator
 from shmpool.memory.intervals import IntervalSet
-from shmpool.memory.segment import Bytes, Mapping, Mode, Segment
+from shmpool.memory.segment import Bytes, Mapping, Mode, Segment, round_up
 from shmpool.store.blocks import ArenaInfo, Block
 
 if TYPE_CHECKING:
@@ -73,6 +74,14 @@ class Arena:
         self.segment.close()
 
 
+class _Promise(NamedTuple):
+    """What is to be done about the pages of a new block."""
+
+    fresh: list[tuple[int, int]]
+    unmapped: list[tuple[int, int]]
+    write: bool
+
+
 class OwnArena(Arena):
     """An arena that this process made, and alone writes to.
 
@@ -84,14 +93,15 @@ class OwnArena(Arena):
         Blocks start and end at multiples of this.
     """
 
-    __slots__ = ("_allocator", "_populated", "_promised", "granule")
+    __slots__ = ("_allocator", "_mapped", "_populated", "_promised", "granule")
 
     def __init__(self, info: ArenaInfo, segment: Segment, granule: int) -> None:
         super().__init__(info, segment, None)
         self.granule = granule
         self._allocator = Allocator(info.size, granule)
-        self._populated = IntervalSet()
-        self._promised: dict[int, list[tuple[int, int]]] = {}
+        self._populated = IntervalSet()  # pages that exist, or are promised to
+        self._mapped = IntervalSet()  # those of them that are mapped where blocks are written
+        self._promised: dict[int, _Promise] = {}
 
     @property
     def used(self) -> int:
@@ -107,42 +117,80 @@ class OwnArena(Arena):
         """Offset of a new block of at least ``nbytes`` bytes, or None if there is no gap for it."""
         return self._allocator.allocate(nbytes)
 
-    def promise(self, offset: int, size: int) -> int:
-        """Count the pages of a new block as populated; return how many bytes of them are not yet."""
-        missing = self._populated.missing(offset, offset + size)
-        if not missing:
+    def promise(self, offset: int, size: int, *, write: bool) -> int:
+        """Count the pages of a new block as populated; return how many bytes of them are not yet.
+
+        With ``write``, :meth:`populate` writes to the descriptor if the whole block is fresh: such pages are neither
+        zeroed nor mapped before they are filled, which takes half the time.  They are mapped when they are used again.
+        """
+        stop = offset + size
+        fresh = self._populated.missing(offset, stop)
+        unmapped = self._mapped.missing(offset, stop)
+        if not unmapped:
             return 0
-        self._promised[offset] = missing
-        for start, stop in missing:
-            self._populated.add(start, stop)
-        return sum(stop - start for start, stop in missing)
+        self._populated.add(offset, stop)
+        write = write and fresh == [(offset, stop)]
+        if not write:
+            self._mapped.add(offset, stop)
+        self._promised[offset] = _Promise(fresh, unmapped, write)
+        return sum(last - first for first, last in fresh)
 
     def break_promise(self, offset: int) -> None:
         """They will not be populated, or only in part."""
-        for start, stop in self._promised.pop(offset, ()):
-            self._populated.remove(start, stop)
-            with contextlib.suppress(OSError):  # what could not be mapped has no pages to give back
-                self.kept_mapping("r+").give_back(start, stop)
+        promise = self._promised.pop(offset, None)
+        if promise is not None:
+            for start, stop in promise.unmapped:
+                self._mapped.remove(start, stop)
+            for start, stop in promise.fresh:
+                self._populated.remove(start, stop)
+                with contextlib.suppress(
+                    OSError
+                ):  # what could not be mapped has no pages to give back
+                    self.kept_mapping("r+").give_back(start, stop)
 
-    def populate(self, offset: int, *, file: bool) -> None:
+    def populate(self, offset: int, pieces: Iterable[tuple[int, Bytes]], *, file: bool) -> bool:
         """Reserve the memory that a block was promised.  Needs no lock: the block is its maker's.
+
+        Parameters
+        ----------
+        offset : int
+        pieces : iterable
+            What the block is to hold, down to its last page: where each begins in the block, and its bytes.
+        file : bool
+            The arena is a file.
+
+        Returns
+        -------
+        bool
+            Whether the pieces have been written.
 
         Raises
         ------
         OSError
             There is none; the promise stands.
         """
-        for start, stop in self._promised.get(offset, ()):
-            if file:
+        promise = self._promised.get(offset)
+        if promise is None:
+            return False
+        if promise.write:
+            for start, piece in pieces:
+                self.segment.write(offset + start, piece)
+        elif file:
+            for start, stop in promise.fresh:
                 self.segment.reserve(start, stop)
-            else:
-                try:
-                    self.kept_mapping("r+").populate(start, stop)
-                except OSError as error:
-                    if error.errno != errno.EINVAL:
-                        raise
-                    self.segment.reserve(start, stop)  # Linux before 5.14
-        self._promised.pop(offset, None)
+        else:
+            for start, stop in promise.unmapped:
+                self._map(start, stop)
+        del self._promised[offset]
+        return promise.write
+
+    def _map(self, start: int, stop: int) -> None:
+        try:
+            self.kept_mapping("r+").populate(start, stop)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self.segment.reserve(start, stop)  # pragma: no cover  # Linux before 5.14
 
     def free(self, offset: int) -> int:
         """Give up a block; its size.  Its pages stay warm until :meth:`trim`."""
@@ -159,15 +207,15 @@ class OwnArena(Arena):
     def trim(self, most: int) -> int:
         """Return freed pages beyond ``most`` bytes to the system; return how many bytes of them are left warm."""
         warm = self.resident - self.used
-        if warm <= most:
-            return warm
-        for start, stop in list(self._allocator.free_extents()):
-            for part_start, part_stop in self._populated.overlap(start, stop):
-                self.kept_mapping("r+").give_back(part_start, part_stop)
-                self._populated.remove(part_start, part_stop)
-                warm -= part_stop - part_start
-            if warm <= most:
-                break
+        for start, stop in list(self._allocator.free_extents()) if warm > most else ():
+            for first, last in self._populated.overlap(start, stop):
+                if warm <= most:
+                    return warm
+                begin = max(first, last - round_up(warm - most, self.granule))
+                self.kept_mapping("r+").give_back(begin, last)
+                self._populated.remove(begin, last)
+                self._mapped.remove(begin, last)
+                warm -= last - begin
         return warm
 
     def verify(self) -> None:

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import atexit
 import os
-import threading
+import sys
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 from shmpool.config import Config
+from shmpool.interrupts import WholeLock, whole
 from shmpool.memory import dirty
 from shmpool.memory.segment import Bytes, Mode
 from shmpool.store.addresses import AddressTable
@@ -29,10 +32,16 @@ from shmpool.store.arena import Arena, OwnArena
 from shmpool.store.blocks import Block, BlockKey
 from shmpool.store.heap import Heap
 from shmpool.store.leases import Lease
+from shmpool.store.payload import Layout
 from shmpool.store.peer import Peer
 from shmpool.store.written import Written, WrittenKey
 
-__all__ = ["Books", "Payload", "stores"]
+__all__ = ["INSIDE", "Books", "Payload", "stores"]
+
+#: What is said to code of the user's that cannot be served where it runs.
+INSIDE = (
+    "an object's finalizer (or a signal handler) called shmpool while this thread was inside of it"
+)
 
 
 class _Hold:
@@ -55,9 +64,11 @@ class Payload:
     blocks : list of Block
     copied, shared : int
         Bytes of its buffers that were copied into the store, and that were there already.
+    layout : Layout or None
+        Of the data, if it has been decoded.
     """
 
-    __slots__ = ("_books", "blocks", "copied", "data", "shared")
+    __slots__ = ("_books", "blocks", "copied", "data", "layout", "shared")
 
     def __init__(
         self,
@@ -66,12 +77,14 @@ class Payload:
         blocks: list[Block],
         copied: int = 0,
         shared: int = 0,
+        layout: Layout | None = None,
     ) -> None:
         self._books = books
         self.data = data
         self.blocks = blocks
         self.copied = copied
         self.shared = shared
+        self.layout = layout
 
     def release(self) -> None:
         """Let go of the blocks.  May be called twice."""
@@ -90,8 +103,8 @@ class Books:
 
     def __init__(self, config: Config, heap: Heap) -> None:
         self.config = config
-        self._lock = threading.Lock()  # guards everything below but _pending
-        self._owner = 0  # the thread that holds it
+        # Guards everything below but _pending. Never taken twice, but it knows which thread has it.
+        self._lock = WholeLock()
         self._books = _Lock(self)
         self._pending: deque[Lease | WrittenKey | Payload] = deque()
         self._report_gone = _reporter(weakref.ref(self))
@@ -108,6 +121,10 @@ class Books:
         self._wakers: list[Callable[[], None]] = []  # one for each executor that is running
         self._pid = os.getpid()
         stores.add(self)
+
+    def is_inside(self) -> bool:
+        """Does this thread hold the lock?"""
+        return self._lock.is_owned()
 
     # ---------------------------------------------------------------- holding
 
@@ -196,7 +213,9 @@ class Books:
         arena = self._arenas[block.arena]
         self._addresses.remove(lease)
         if lease.alone:
-            if self._detector.is_dirty(lease.first, lease.last - lease.first):
+            if lease.may_be_dirty() and self._detector.is_dirty(
+                lease.first, lease.last - lease.first
+            ):
                 lease.mapping.drop_private_pages(block.offset, block.offset + block.size)
             arena.taken.discard(block.offset)
         if arena.info.shared:
@@ -220,11 +239,12 @@ class Books:
 
     def _settle(self) -> None:
         """Work off what finalizers have left, unless somebody holds the lock: then they will."""
-        while self._pending and self._lock.acquire(blocking=False):
-            try:
-                self._drain()
-            finally:
-                self._lock.release()
+        with whole:
+            while self._pending and not self.is_inside() and self._lock.acquire(blocking=False):
+                try:
+                    self._drain()
+                finally:
+                    self._lock.release()
 
     def _drain(self) -> None:
         while self._pending:
@@ -273,13 +293,16 @@ class Books:
             if not self._last_use or self._last_use + self.config.warm_seconds > time.monotonic():
                 return False
             self._last_use = 0.0
-            self._give_back()
+            self._give_back(in_use=False)
             return True
 
-    def _give_back(self) -> None:
-        """Give up what is only kept for later."""
-        while (block := self._written.take_oldest()) is not None:
-            self._unhold(block)
+    def _give_back(self, *, in_use: bool = True) -> None:
+        """Give up what is only kept for later; ``in_use``: also the entries of blocks that somebody else holds."""
+        for block, entries in self._written.blocks():
+            # A task may hold it that runs for long: to forget it would save nothing, and cost a second copy later.
+            if in_use or self._holds[block[:2]].count == entries:
+                for _ in range(self._written.remove_all_of(block)):
+                    self._unhold(block)
         self._heap.trim(0)
 
     def _used_now(self) -> None:
@@ -333,8 +356,8 @@ class Books:
             assert self._holds[key].count >= count, (key, self._holds[key].count, count)
 
     def _after_fork_in_child(self) -> None:
-        self._lock = threading.Lock()
-        self._owner = 0
+        self._lock = WholeLock()
+        self._books = _Lock(self)
         self._wakers = []
         self._pending.clear()
 
@@ -342,40 +365,37 @@ class Books:
 class _Lock:
     """Holding a store's lock, with what finalizers have left worked off on the way in and out."""
 
-    __slots__ = ("_books",)
+    # Twelve times for an array that goes there and back: each call that is not made counts.
+    __slots__ = ("_books", "_enter", "_exit", "_is_inside", "_verify")
 
     def __init__(self, books: Books) -> None:
         self._books = weakref.ref(books)  # no cycle: a store goes when its last user goes
+        lock = books._lock
+        self._enter, self._exit, self._is_inside = lock.__enter__, lock.__exit__, lock.is_owned
+        self._verify = books.config.verify
 
     def __enter__(self) -> None:
-        books = self._books()
-        assert books is not None
-        lock = books._lock
-        if not lock.acquire(blocking=False):
-            if books._owner == threading.get_ident():
-                # Cyclic garbage may be collected at any line, and run a finalizer of the user's that comes here.
-                raise RuntimeError(
-                    "an object's finalizer called shmpool while this thread was inside of it"
-                )
-            lock.acquire()
-        try:
-            books._owner = threading.get_ident()
-            if books._pending:
+        if self._is_inside():
+            # Cyclic garbage may be collected at any line, and run a finalizer of the user's that comes here.
+            raise RuntimeError(INSIDE)
+        self._enter()
+        books: Any = self._books()
+        if books._pending:
+            try:
                 books._drain()
-        except BaseException:
-            books._owner = 0
-            lock.release()
-            raise
+            except BaseException:
+                self._exit()
+                raise
 
     def __exit__(self, *_: object) -> None:
-        books = self._books()
-        assert books is not None
-        try:
-            if books.config.verify:
+        books: Any = self._books()
+        if self._verify:
+            try:
                 books._verify()
-        finally:
-            books._owner = 0
-            books._lock.release()
+            finally:
+                self._exit()
+        else:
+            self._exit()
         if books._pending:
             books._settle()
 
@@ -408,9 +428,20 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _at_exit() -> None:
-    """From now on finalizers do nothing: the process's end gives everything back."""
+    """From now on finalizers of ours do nothing: the process's end gives everything back."""
     for store in list(stores):
         store._pid = 0
+        lock = store._books
+        lock._enter = partial(_enter_at_exit, store._lock, sys.is_finalizing)
+
+
+def _enter_at_exit(lock: WholeLock, is_finalizing: Callable[[], bool]) -> None:
+    """The interpreter ends daemon threads wherever they are: who waited for a lock that one has would wait for ever."""
+    if is_finalizing():
+        if not lock.acquire(blocking=False):
+            raise RuntimeError("the interpreter ends, and has ended a thread that used this store")
+    else:
+        lock.__enter__()
 
 
 atexit.register(_at_exit)

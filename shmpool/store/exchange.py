@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 
 from shmpool.errors import WireError
-from shmpool.memory.segment import Segment
+from shmpool.memory.segment import HUGE_PAGE, PAGE, Segment
 from shmpool.store import payload as wire_form
 from shmpool.store.arena import Arena, OwnArena
 from shmpool.store.blocks import ArenaInfo, Block
@@ -70,11 +70,12 @@ class Exchange(Books):
         Raises
         ------
         WireError
-            It is smaller than it should be: to read it could be a SIGBUS.
+            It is not what it should be: to read it could be a SIGBUS.
         """
-        segment = Segment(fd, info.size)
-        if os.fstat(fd).st_size < info.size:
-            raise WireError(f"{info} has only {os.fstat(fd).st_size} bytes")
+        try:
+            segment = Segment.from_another(fd, info.size)
+        except (ValueError, OSError) as error:
+            raise WireError(f"{info} is no arena: {error}") from error
         with self._books:
             if info.id in self._arenas:
                 segment.close()
@@ -111,6 +112,8 @@ class Exchange(Books):
         if len(data) and data[0] == wire_form.PLAIN:
             return Payload(self, data, [])
         layout = wire_form.decode(data)
+        if not layout.blocks:
+            return Payload(self, data, [], layout=layout)
         with self._books:
             blocks = self._receive_blocks(layout.blocks, origin)
             if layout.indirect:
@@ -121,11 +124,11 @@ class Exchange(Books):
                     for block in blocks:
                         self._unhold(block)
                     raise
-        return Payload(self, data, blocks)
+        return Payload(self, data, blocks, layout=layout)
 
     def _receive_blocks(self, blocks: list[Block], origin: Peer | None) -> list[Block]:
         for block in blocks:
-            self._check(block)
+            self._check(block, origin)
         for block in blocks:
             hold = self._hold(block)
             if origin is not None and not origin.upstream:
@@ -138,13 +141,15 @@ class Exchange(Books):
         mapping = self._arenas[block.arena].kept_mapping("r")
         return mapping.array(block.offset + span.start, span.nbytes).data
 
-    def _check(self, block: Block) -> None:
+    def _check(self, block: Block, origin: Peer | None) -> None:
         arena = self._arenas.get(block.arena)
         if arena is None or block.offset + block.size > arena.info.size:
             raise WireError(f"a payload names {block}, which is in no arena that this process has")
         hold = self._holds.get(block[:2])
-        if hold is None and isinstance(arena, OwnArena):
+        if hold is None and (isinstance(arena, OwnArena) or arena.origin is not origin):
             raise WireError(f"a payload names {block}, which is not in use")
+        if hold is None and (not block.size or (block.offset | block.size) % PAGE):
+            raise WireError(f"a payload names {block}, which is not made of pages")
         if hold is not None and hold.block != block:
             raise WireError(f"a payload names {block}, where {hold.block} is")
 
@@ -242,7 +247,16 @@ class Exchange(Books):
         return self._heap.resident
 
     def peer_resident(self, peer: Peer, resident: int) -> None:
-        """A worker has said how much memory its arenas cost."""
+        """A worker has said how much memory its arenas cost.
+
+        Raises
+        ------
+        WireError
+            More than it can be: it would leave no room for the others.
+        """
+        # It keeps below what it is told, which is never more than the capacity, but for what is rounded up.
+        if resident > 2 * self.capacity + HUGE_PAGE:
+            raise WireError(f"a worker says that its arenas cost {resident:,} bytes")
         if resident != peer.resident:
             with self._books:
                 peer.resident = resident

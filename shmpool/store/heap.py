@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from shmpool.config import Config
 from shmpool.errors import StoreFullError
-from shmpool.memory.segment import HUGE_PAGE, PAGE, Segment, round_up
+from shmpool.memory.segment import HUGE_PAGE, PAGE, Bytes, Segment, may_be_huge, round_up
 from shmpool.store.arena import OwnArena
 from shmpool.store.blocks import HUGE, SHARED, ArenaInfo, Block
 
@@ -51,9 +52,12 @@ class Heap:
         "_config",
         "_huge_pages",
         "_in_memory",
+        "_peak_until",
+        "_peaks",
         "_shared",
         "_spill_dir",
         "_spilled",
+        "_writes",
         "limit",
     )
 
@@ -68,6 +72,14 @@ class Heap:
         self._spill_dir = spill_dir
         self._huge_pages = huge_pages
         self.limit = capacity
+        # Not to files, whose room is to be reserved; nor where pages may come as huge ones, which is faster still.
+        self._writes = (
+            config.memory_backend == "memfd"
+            and huge_pages is not True
+            and not (huge_pages and may_be_huge())
+        )
+        self._peaks = 0, 0  # bytes in blocks, lately and before that; see _recent_peak
+        self._peak_until = 0.0
         self._in_memory: list[OwnArena] = []
         self._shared: list[OwnArena] = []
         self._spilled: list[OwnArena] = []
@@ -85,7 +97,12 @@ class Heap:
     @property
     def resident(self) -> int:
         """Bytes of memory that the arenas cost, with warm pages and what is about to be populated."""
-        return sum(arena.resident for arena in (*self._in_memory, *self._shared))
+        total = 0  # a loop: asked for each task, and mostly there is one arena or none
+        for arena in self._in_memory:
+            total += arena.resident
+        for arena in self._shared:
+            total += arena.resident
+        return total
 
     @property
     def spilled(self) -> int:
@@ -98,7 +115,7 @@ class Heap:
         return sum(arena.resident - arena.used for arena in (*self._in_memory, *self._shared))
 
     def allocate(
-        self, nbytes: int, *, shared: bool, give_up: Callable[[], bool]
+        self, nbytes: int, *, shared: bool, write: bool, give_up: Callable[[], bool]
     ) -> tuple[OwnArena, Block]:
         """A new block, yet to be populated.
 
@@ -107,6 +124,8 @@ class Heap:
         nbytes : int
         shared : bool
             In an arena that all processes may write to.
+        write : bool
+            :meth:`populate` is given what to fill it with.
         give_up : callable
             Lets go of one copy that is only kept for later; False if there is none.
 
@@ -116,16 +135,23 @@ class Heap:
             There is no room.
         """
         size = max(nbytes, 1)
+        write = write and self._writes
         while True:
             found = self._in_arenas(
-                self._shared if shared else self._in_memory, size, self.limit - self.resident
+                self._shared if shared else self._in_memory,
+                size,
+                self.limit - self.resident,
+                write,
             )
             if found is not None:
                 return found
             if self.limit - self.resident >= size:
                 try:
                     return self._in_new_arena(
-                        self._shared if shared else self._in_memory, size, SHARED if shared else 0
+                        self._shared if shared else self._in_memory,
+                        size,
+                        SHARED if shared else 0,
+                        write=write,
                     )
                 except OSError as error:
                     why = f"the system gives no more memory ({error})"
@@ -146,31 +172,45 @@ class Heap:
         if self._spill_dir is False:
             raise self.full(size, f"{why}; nothing may be spilled")
         mine = [arena for arena in self._spilled if arena.info.shared == shared]
-        found = self._in_arenas(mine, size, 1 << 62)
+        found = self._in_arenas(mine, size, 1 << 62, write=False)
         if found is not None:
             return found
-        if self._spill_dir is None:
-            import tempfile  # slow to import, and seldom needed
-
-            self._spill_dir = tempfile.gettempdir()
         try:
+            if self._spill_dir is None:
+                import tempfile  # slow to import, and seldom needed
+
+                self._spill_dir = tempfile.gettempdir()
             return self._in_new_arena(self._spilled, size, SHARED if shared else 0, self._spill_dir)
         except OSError as error:
+            folder = self._spill_dir or "(none is known)"
             raise self.full(
-                size, f"{why}; the spill folder {self._spill_dir} cannot be used ({error})"
+                size, f"{why}; the spill folder {folder} cannot be used ({error})"
             ) from error
 
-    def populate(self, arena: OwnArena, block: Block) -> None:
+    def populate(
+        self, arena: OwnArena, block: Block, pieces: Iterable[tuple[int, Bytes]] = ()
+    ) -> bool:
         """Reserve what :meth:`allocate` has promised.  The caller holds the block, but not the lock.
+
+        Parameters
+        ----------
+        arena, block
+            What :meth:`allocate` or :meth:`spill` has returned.
+        pieces : iterable, optional
+            What to fill it with: where each begins in the block, and its bytes.
+
+        Returns
+        -------
+        bool
+            Whether the pieces have been written.
 
         Raises
         ------
         OSError
             There is no room after all.
         """
-        arena.populate(
-            block.offset, file=arena in self._spilled or self._config.memory_backend == "file"
-        )
+        file = arena in self._spilled or self._config.memory_backend == "file"
+        return arena.populate(block.offset, pieces, file=file)
 
     def is_spilled(self, arena: OwnArena) -> bool:
         """Is it a spill file?"""
@@ -184,14 +224,26 @@ class Heap:
 
     def freed(self, arena: OwnArena, offset: int, *, keep_warm: bool) -> None:
         """A block is free."""
+        in_use = self.resident - self.warm
         size = arena.free(offset)
         if not keep_warm or arena in self._spilled:
             arena.trim(0)
         else:
             config = self._config
-            most = min(config.warm_share * self.limit, max(config.warm_bytes, 2 * size))
+            enough = max(config.warm_bytes, self._recent_peak(in_use) - (in_use - size))
+            most = min(config.warm_share * self.limit, enough)
             if self.warm > most:
                 self.trim(int(most))
+
+    def _recent_peak(self, in_use: int) -> int:
+        """The most memory that was in blocks at a time, this ``warm_seconds`` and in those before."""
+        now = time.monotonic()
+        seconds = self._config.warm_seconds
+        if now >= self._peak_until:
+            self._peaks = 0, self._peaks[0] if now < self._peak_until + seconds else 0
+            self._peak_until = now + seconds
+        self._peaks = max(self._peaks[0], in_use), self._peaks[1]
+        return max(self._peaks)
 
     def trim(self, most: int) -> bool:
         """Give warm pages beyond ``most`` bytes back to the system; False if there were none."""
@@ -204,7 +256,7 @@ class Heap:
     # ---------------------------------------------------------------- arenas
 
     def _in_arenas(
-        self, arenas: Iterable[OwnArena], size: int, most_fresh: int
+        self, arenas: Iterable[OwnArena], size: int, most_fresh: int, write: bool
     ) -> tuple[OwnArena, Block] | None:
         """A gap that costs at most so much more memory."""
         for arena in arenas:
@@ -212,14 +264,20 @@ class Heap:
             if offset is None:
                 continue
             taken = round_up(size, arena.granule)
-            if arena.promise(offset, taken) <= most_fresh:
+            if arena.promise(offset, taken, write=write) <= most_fresh:
                 return arena, Block(arena.info.id, offset, taken)
             arena.break_promise(offset)
             arena.free(offset)
         return None
 
     def _in_new_arena(
-        self, arenas: list[OwnArena], size: int, flags: int, folder: str | None = None
+        self,
+        arenas: list[OwnArena],
+        size: int,
+        flags: int,
+        folder: str | None = None,
+        *,
+        write: bool = False,
     ) -> tuple[OwnArena, Block]:
         config = self._config
         huge = self._huge_pages is True and folder is None
@@ -235,6 +293,6 @@ class Heap:
         if self._huge_pages is not True:
             arena.advise(mmap.MADV_HUGEPAGE if self._huge_pages else mmap.MADV_NOHUGEPAGE)
         arenas.append(arena)
-        found = self._in_arenas([arena], size, 1 << 62)
+        found = self._in_arenas([arena], size, 1 << 62, write)
         assert found is not None
         return found

@@ -11,10 +11,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 
+from shmpool.memory.dirty import page_faults
 from shmpool.memory.segment import Bytes, Mapping
 from shmpool.store.blocks import Block
 
 __all__ = ["Lease"]
+
+#: In bytes. Below, to walk the pages is as fast.
+_LARGE = 4 << 20
 
 
 class _ViewRef(weakref.ref[Bytes]):
@@ -38,7 +42,9 @@ class Lease:
         The mapping is the arena's kept private one: this taker has it alone, and its private pages must go after it.
     """
 
-    __slots__ = ("_ref", "address", "alone", "block", "first", "last", "mapping", "nbytes")
+    __slots__ = (
+        "_faults", "_ref", "address", "alone", "block", "first", "last", "mapping", "nbytes",
+    )  # fmt: skip
 
     def __init__(
         self, block: Block, mapping: Mapping, first: int, last: int, *, alone: bool
@@ -51,12 +57,18 @@ class Lease:
         self.first = shift + first
         self.last = shift + last
         self.alone = alone
+        # When it began.
+        self._faults = page_faults() if alone and last - first >= _LARGE else -1
         self._ref: _ViewRef | None = None
 
     @property
     def private(self) -> bool:
         """May the view differ from the store (copy-on-write)?"""
         return self.mapping.mode == "c"
+
+    def may_be_dirty(self) -> bool:
+        """Might the taker, who has it alone, have written to it?  Its pages know, but there may be many."""
+        return self._faults < 0 or self._faults != page_faults()
 
     def watch(self, view: Bytes, gone: Callable[[Lease], None]) -> None:
         """Call ``gone(self)`` when ``view`` and all that was made from it is gone."""

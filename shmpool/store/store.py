@@ -14,19 +14,19 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from shmpool.config import Config, parse_size
-from shmpool.errors import RefError
+from shmpool.errors import RefError, WireError
+from shmpool.interrupts import heard, whole
+from shmpool.memory import bulk
 from shmpool.memory.intervals import IntervalSet
 from shmpool.memory.segment import HUGE_PAGE, Bytes, Mode, Segment, round_up
 from shmpool.serialize.atoms import dump_atoms
 from shmpool.serialize.pickling import Pickling, What, loads
-from shmpool.serialize.text import lend_text
 from shmpool.store import payload as wire_form
 from shmpool.store.arena import OwnArena
 from shmpool.store.blocks import Block, BlockKey
@@ -35,7 +35,7 @@ from shmpool.store.exchange import Exchange
 from shmpool.store.heap import Heap, HugePages
 from shmpool.store.limits import allowed_memory
 from shmpool.store.payload import Layout, Span
-from shmpool.store.written import owner_of, same_bytes
+from shmpool.store.written import owner_of
 
 __all__ = ["ObjectStore", "Payload", "StoreStats", "stores", "travelling"]
 
@@ -53,8 +53,7 @@ class _Travelling(threading.local):
 travelling = _Travelling()
 
 
-@dataclass(frozen=True, slots=True)
-class StoreStats:
+class StoreStats(NamedTuple):
     """What a store did and holds, in bytes unless said otherwise.
 
     Attributes
@@ -145,8 +144,12 @@ class ObjectStore(Exchange):
     # ---------------------------------------------------------------- objects out
 
     def wanted(self, buffer: memoryview) -> bool:
-        """Does a buffer go through the store?  Small ones ride in the message, unless they are shared by all."""
-        return buffer.nbytes >= self.config.inline_limit or (
+        """Does a buffer travel out of band: through the store, or riding beside the pickle stream?"""
+        return buffer.nbytes >= self.config.ride_limit or not self._rides(buffer)
+
+    def _rides(self, buffer: memoryview) -> bool:
+        """Does a buffer ride in the message?  Small ones do, unless they are shared by all."""
+        return buffer.nbytes < self.config.inline_limit and not (
             self._shared_views > 0 and self.located(buffer)
         )
 
@@ -178,11 +181,16 @@ class ObjectStore(Exchange):
         atoms = dump_atoms(obj, self.config.message_limit)
         if atoms is not None:
             return Payload(self, b"\0" + atoms, [])
+        # Once, not for each lock that is taken: that would take a microsecond and a half.
+        with whole, heard():
+            return self._dump(obj, pickling, what, epoch)
+
+    def _dump(self, obj: object, pickling: Pickling, what: What, epoch: object) -> Payload:
         outer = travelling.store, travelling.carried
         carried: list[Block] = []
         travelling.store, travelling.carried = self, carried
         try:
-            stream, buffers = pickling.dumps(lend_text(obj), what)
+            stream, buffers = pickling.dumps(obj, what)
         except BaseException:
             self.let_go(carried)
             raise
@@ -207,9 +215,15 @@ class ObjectStore(Exchange):
         spans: list[Span | None] = []
         to_copy: list[tuple[int, Bytes]] = []  # (index in spans, bytes)
         entries: dict[BlockKey, list[tuple[int, IntervalSet]]] = {}
-        copied = shared = 0
+        riding: list[memoryview] = []
+        copied = shared = ridden = 0
         try:
             for buffer in buffers:
+                if self._rides(buffer):
+                    riding.append(buffer)
+                    spans.append(Span(wire_form.RIDING, ridden, buffer.nbytes))
+                    ridden += buffer.nbytes
+                    continue
                 source = np.frombuffer(buffer, np.uint8)
                 found = self._find(source, epoch)
                 if found is None:
@@ -227,14 +241,16 @@ class ObjectStore(Exchange):
                     shared += source.nbytes
             for group in _grouped(to_copy, self.config.own_block):
                 self._write(group, blocks, spans, buffers, epoch)
-            chunks = wire_form.encode(stream, blocks, spans)  # type: ignore[arg-type]  # no None is left in spans
+            chunks = wire_form.encode(stream, blocks, spans, riding)  # type: ignore[arg-type]  # no None is left
             nbytes = sum(map(len, chunks))
             if nbytes > self.config.message_limit:
                 copied += nbytes
+                with self._books:
+                    self._copied += nbytes
                 chunks = [self._indirect(chunks, nbytes, blocks)]
-            with self._books:
-                self._copied += copied
-                self._shared += shared
+            if shared:
+                with self._books:
+                    self._shared += shared
         except BaseException:
             self.let_go(blocks)
             raise
@@ -252,9 +268,11 @@ class ObjectStore(Exchange):
             if entry is None:
                 return None
             self._hold(entry.block)
+            if self._last_use:
+                self._used_now()
         if entry.constant or (epoch is not None and entry.epoch is epoch):
             return entry.block, entry.start
-        if same_bytes(source, self._target(entry.block, entry.start, source.nbytes)):
+        if bulk.same(source, self._target(entry.block, entry.start, source.nbytes)):
             entry.epoch = epoch
             return entry.block, entry.start
         self.let_go([entry.block])  # what is written anew will take the entry's place
@@ -284,15 +302,17 @@ class ObjectStore(Exchange):
         for _, source in group:
             starts.append(end)
             end = round_up(end + source.nbytes, _ALIGN)
-        block = self._allocate(end)
+        block = self._allocate(
+            end, pieces=[(start, source) for (_, source), start in zip(group, starts, strict=True)]
+        )
         index = len(blocks)
         blocks.append(block)
         for (position, source), start in zip(group, starts, strict=True):
-            np.copyto(self._target(block, start, source.nbytes), source)
             spans[position] = Span(index, start, source.nbytes)
             owner, constant = owner_of(buffers[position].obj)
             key = (source.__array_interface__["data"][0], source.nbytes)
             with self._books:
+                self._copied += source.nbytes
                 if (stale := self._written.remove(key)) is not None:
                     self._unhold(stale)
                 if self._written.add(key, owner, block, start, epoch, constant):
@@ -302,12 +322,12 @@ class ObjectStore(Exchange):
         self, chunks: list[bytes | memoryview], nbytes: int, blocks: list[Block]
     ) -> bytes:
         """Write a payload that is too long for a message into the store; return what goes into the message."""
-        block = self._allocate(nbytes)
-        blocks.append(block)
-        start = 0
+        pieces, start = [], 0
         for chunk in chunks:
-            np.copyto(self._target(block, start, len(chunk)), np.frombuffer(chunk, np.uint8))
+            pieces.append((start, np.frombuffer(chunk, np.uint8)))
             start += len(chunk)
+        block = self._allocate(nbytes, pieces=pieces)
+        blocks.append(block)
         return wire_form.encode_indirect(block, nbytes)
 
     def carry(self, payload: Payload) -> bytes:
@@ -336,13 +356,21 @@ class ObjectStore(Exchange):
         mode : {"c", "r"}
             Whether the views are private and writable, or read-only.
         """
-        layout = wire_form.decode(payload.data)
-        if layout.indirect:
-            layout = wire_form.decode(self._read(layout))
-        buffers = self._buffers(layout, mode) if layout.spans else []
+        data = payload.data
+        if len(data) and data[0] == wire_form.PLAIN:
+            stream: bytes | bytearray | memoryview = memoryview(data)[1:]
+            buffers: list[memoryview] = []
+        else:
+            layout = payload.layout or wire_form.decode(data)
+            if layout.indirect:
+                layout = wire_form.decode(self._read(layout))
+                if not set(layout.blocks) <= set(payload.blocks):
+                    raise WireError("a payload has changed since it came")
+            stream = layout.stream
+            buffers = self._buffers(layout, mode) if layout.spans else []
         outer, travelling.store = travelling.store, self
         try:
-            return loads(layout.stream, buffers)
+            return loads(stream, buffers)
         finally:
             travelling.store = outer
 
@@ -355,18 +383,35 @@ class ObjectStore(Exchange):
         """
         ranges: dict[int, tuple[int, int]] = {}
         for index, start, nbytes in layout.spans:
+            if index == wire_form.RIDING:
+                continue
             first, last = ranges.get(index, (start, start))
             ranges[index] = min(first, start), max(last, start + nbytes)
         views = {
             index: self._view(layout.blocks[index], first, last, mode).data
             for index, (first, last) in ranges.items()
         }
-        return [views[index][start : start + nbytes] for index, start, nbytes in layout.spans]
+        return [
+            memoryview(bytearray(layout.riding[start : start + nbytes]))
+            if index == wire_form.RIDING
+            else views[index][start : start + nbytes]
+            for index, start, nbytes in layout.spans
+        ]
 
     # ---------------------------------------------------------------- blocks of our own
 
-    def _allocate(self, nbytes: int, *, shared: bool = False) -> Block:
+    def _allocate(
+        self, nbytes: int, *, shared: bool = False, pieces: Sequence[tuple[int, Bytes]] = ()
+    ) -> Block:
         """A new block, held once, its memory reserved.
+
+        Parameters
+        ----------
+        nbytes : int
+        shared : bool
+            All processes may write to it.
+        pieces : sequence
+            What to fill it with, from its first byte to its last: where each begins, and its bytes.
 
         Raises
         ------
@@ -379,9 +424,11 @@ class ObjectStore(Exchange):
             )
         heap = self._heap
         with self._books:
-            arena, block = heap.allocate(nbytes, shared=shared, give_up=self._give_up_one)
+            arena, block = heap.allocate(
+                nbytes, shared=shared, write=bool(pieces), give_up=self._give_up_one
+            )
             self._take_in(arena, block)
-        why = self._populate(arena, block)
+        why = self._populate(arena, block, pieces)
         if why is None:
             return block
         detail = f"the system has no more room for it ({why})"
@@ -392,15 +439,19 @@ class ObjectStore(Exchange):
         with self._books:
             arena, block = heap.spill(nbytes, shared=shared, why=detail)
             self._take_in(arena, block)
-        why = self._populate(arena, block)
+        why = self._populate(arena, block, pieces)
         if why is not None:
             raise heap.full(nbytes, f"{detail}, and neither has the spill folder ({why})")
         return block
 
-    def _populate(self, arena: OwnArena, block: Block) -> OSError | None:
-        """Reserve a new block's memory; if there is none, the block is gone, and the reason returned."""
+    def _populate(
+        self, arena: OwnArena, block: Block, pieces: Sequence[tuple[int, Bytes]]
+    ) -> OSError | None:
+        """Reserve a new block's memory and fill it; if there is none, the block is gone, and the reason returned."""
         try:
-            self._heap.populate(arena, block)
+            if not self._heap.populate(arena, block, pieces):
+                for start, piece in pieces:
+                    bulk.copy(self._target(block, start, piece.nbytes), piece)
         except BaseException as error:
             with self._books:
                 arena.break_promise(block.offset)

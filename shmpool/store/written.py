@@ -8,7 +8,6 @@ in the worker).  The caller holds the store's lock.
 
 from __future__ import annotations
 
-import ctypes
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -16,22 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from shmpool.memory.segment import Bytes
 from shmpool.serialize.reductions import Window
 from shmpool.store.blocks import Block
 
-__all__ = ["Entry", "Written", "WrittenKey", "owner_of", "same_bytes"]
-
-_memcmp = ctypes.CDLL(None).memcmp
-_memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+__all__ = ["Entry", "Written", "WrittenKey", "owner_of"]
 
 #: Address and length in bytes of an array's memory.
 WrittenKey = tuple[int, int]
-
-
-def same_bytes(one: Bytes, other: Bytes) -> bool:
-    """Compare two arrays of equal length, without the interpreter lock."""
-    return bool(_memcmp(one.ctypes.data, other.ctypes.data, one.nbytes) == 0)
 
 
 def owner_of(array: Any) -> tuple[Any, bool]:
@@ -109,6 +99,13 @@ class Written:
         """Forget an entry, if there is one; its block is the caller's to let go of."""
         entry = self._entries.pop(key, None)
         return None if entry is None else entry.block
+
+    def remove_all_of(self, block: Block) -> int:
+        """Forget the entries of a block; how many there were."""
+        keys = [key for key, entry in self._entries.items() if entry.block == block]
+        for key in keys:
+            del self._entries[key]
+        return len(keys)
 
     def remove_dead(self, key: WrittenKey) -> Block | None:
         """The same, unless memory at ``key`` has an owner again."""

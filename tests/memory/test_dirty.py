@@ -367,6 +367,60 @@ def test_an_entry_is_a_private_copy_by_its_three_top_bits(entry: int, private: b
         assert PagemapRead._any_private(struct.pack(f"={len(entries)}Q", *entries)) == private
 
 
+# Page faults.
+
+
+def write_by_hand(mapping: mmap.mmap, _: int) -> None:
+    mapping[3 * PAGE] = 9
+
+
+def write_in_a_thread(mapping: mmap.mmap, _: int) -> None:
+    thread = threading.Thread(target=write_by_hand, args=(mapping, 0))
+    thread.start()
+    thread.join()
+
+
+def have_the_kernel_write(mapping: mmap.mmap, descriptor: int) -> None:
+    with memoryview(mapping)[3 * PAGE : 4 * PAGE] as view:
+        assert os.preadv(descriptor, [view], 0) == PAGE
+
+
+@pytest.mark.parametrize("write", [write_by_hand, write_in_a_thread, have_the_kernel_write])
+@pytest.mark.parametrize("was_read", [False, True])
+def test_the_first_write_to_a_page_is_a_page_fault(
+    mapping: mmap.mmap,
+    descriptor: int,
+    detector: DirtyDetector,
+    was_read: bool,
+    write: Callable[[mmap.mmap, int], None],
+) -> None:
+    if was_read:
+        read_all(mapping)
+    before = dirty.page_faults()
+    write(mapping, descriptor)
+    assert dirty.page_faults() > before
+    assert dirty_pages(detector, mapping) == [3]
+
+
+def test_a_system_that_does_not_count_them_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    dirty._are_faults_counted.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(dirty, "_count_faults", lambda: 0)
+        assert dirty.page_faults() == -1
+    assert dirty.page_faults() == -1
+    dirty._are_faults_counted.cache_clear()
+    assert dirty.page_faults() > 0
+
+
+def test_to_read_again_what_was_read_is_none(mapping: mmap.mmap) -> None:
+    def faults_of_reading() -> int:
+        before = dirty.page_faults()
+        read_all(mapping)
+        return dirty.page_faults() - before
+
+    assert min(faults_of_reading() for _ in range(20)) == 0  # others of this process have some
+
+
 @pytest.fixture
 def no_verdict_yet() -> Iterator[None]:
     """Forget which detectors were tried, before and after."""
@@ -437,3 +491,14 @@ def test_the_choice_leaves_no_descriptor_behind() -> None:
     detector = dirty.choose()
     detector.close()
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.usefixtures("no_verdict_yet")
+def test_the_choice_can_be_made_without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = dirty.choose()
+    monkeypatch.delattr(os, "memfd_create")
+    dirty._why_not.cache_clear()
+    again = dirty.choose()
+    assert again.name == best.name
+    best.close()
+    again.close()

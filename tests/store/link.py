@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ def make_store(
 ) -> ObjectStore:
     """A store with small arenas, that does not spill."""
     changes = {"arena_min": 4 * MIB, "inline_limit": 4096, **changes}
-    config = replace(Config.from_env(), dirty_detector=detector, **changes)
+    config = Config.from_env()._replace(dirty_detector=detector, **changes)
     return ObjectStore(capacity, False, config=config)
 
 

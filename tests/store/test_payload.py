@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shmpool.errors import WireError
 from shmpool.store.blocks import Block
-from shmpool.store.payload import Layout, Span, decode, encode, encode_indirect
+from shmpool.store.payload import RIDING, Layout, Span, decode, encode, encode_indirect
 
 u64 = st.integers(0, (1 << 64) - 1)
 blocks = st.builds(Block, u64, u64, st.integers(1, 1 << 62))
@@ -25,16 +25,22 @@ def payloads(draw):
         index = draw(st.integers(0, len(held) - 1))
         start = draw(st.integers(0, held[index].size))
         spans.append(Span(index, start, draw(st.integers(0, held[index].size - start))))
-    return stream, held, spans
+    riding = draw(st.lists(st.binary(min_size=1, max_size=60), max_size=3))
+    at = 0
+    for buffer in riding:
+        spans.insert(draw(st.integers(0, len(spans))), Span(RIDING, at, len(buffer)))
+        at += len(buffer)
+    return stream, held, spans, riding
 
 
 @given(payloads())
 @settings(max_examples=150)
 def test_what_is_encoded_comes_back_the_same(payload):
-    stream, held, spans = payload
-    layout = decode(b"".join(encode(stream, held, spans)))
+    stream, held, spans, riding = payload
+    layout = decode(b"".join(encode(stream, held, spans, riding)))
     assert (layout.blocks, layout.spans, layout.indirect) == (held, spans, False)
     assert bytes(layout.stream) == b"".join(stream)
+    assert bytes(layout.riding) == b"".join(riding)
 
 
 @given(blocks)
@@ -53,8 +59,8 @@ def test_the_stream_is_not_copied():
 @given(payloads())
 @settings(max_examples=50)
 def test_every_payload_that_is_cut_short_is_a_wire_error_or_a_shorter_stream(payload):
-    stream, held, spans = payload
-    encoded = b"".join(encode(stream, held, spans))
+    stream, held, spans, riding = payload
+    encoded = b"".join(encode(stream, held, spans, riding))
     for length in range(len(encoded)):
         if length < len(encoded) - sum(map(len, stream)):
             with pytest.raises(WireError):
@@ -71,8 +77,9 @@ def test_flipped_bits_give_a_payload_or_a_wire_error(payload, bits):
         encoded[bit // 8 % len(encoded)] ^= 1 << bit % 8
     with contextlib.suppress(WireError):
         layout = decode(encoded)
-        for span in layout.spans:
-            assert span.start + span.nbytes <= layout.blocks[span.block].size
+        for block, start, nbytes in layout.spans:
+            room = len(layout.riding) if block == RIDING else layout.blocks[block].size
+            assert start + nbytes <= room
 
 
 def test_an_indirect_payload_that_does_not_say_where_it_lies_is_a_wire_error():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import struct
 import threading
 import weakref
 from typing import Any
@@ -15,8 +16,10 @@ from link import MIB, Link, array, dump, make_store, recount, ref_of
 from shmpool.errors import RefError, StoreFullError, WireError
 from shmpool.memory import dirty
 from shmpool.store.blocks import Block
-from shmpool.store.refs import ObjectRef, put
-from shmpool.store.store import ObjectStore
+from shmpool.store.heap import Heap
+from shmpool.store.payload import decode
+from shmpool.store.refs import ObjectRef, get, put
+from shmpool.store.store import ObjectStore, Payload
 
 
 @pytest.fixture(params=["scan", "pagemap", "none"])
@@ -460,7 +463,7 @@ def test_an_interrupt_while_finalizers_are_worked_off_does_not_leave_the_lock_lo
     with pytest.raises(KeyboardInterrupt):
         store.stats()
     del store._drain
-    locked = store._lock.locked()
+    locked = store.is_inside()
     if locked:
         store._lock.release()
     assert not locked
@@ -840,3 +843,74 @@ def test_frees_that_did_not_arrive_are_told_again(link):
 def test_a_worker_that_keeps_what_it_was_not_given_is_a_wire_error(link):
     with pytest.raises(WireError, match="not lent"):
         link.parent.peer_keeps(link.down, [Block(1, 2, 3)], [])
+
+
+def replaced_in_its_block(store: ObjectStore, payload: Payload, old: Block, new: Block) -> None:
+    """What only a process gone astray does: rewrite an indirect payload that others have been told of."""
+    layout = decode(payload.data)
+    assert layout.indirect
+    (block,), (span,) = layout.blocks, layout.spans
+    memory = store._arenas[block.arena].writable(block.offset, span.nbytes)
+    text = memory.tobytes().replace(struct.pack("<3Q", *old), struct.pack("<3Q", *new))
+    assert text != memory.tobytes()
+    memory[:] = np.frombuffer(text, np.uint8)
+
+
+def test_an_indirect_payload_that_names_what_is_not_there_is_a_wire_error(link):
+    payload = dump(link.worker, [array(5), *range(100_000)])
+    for info, fd in link.worker.introduce(link.up, payload.blocks):
+        link.parent.meet(info, fd, link.down)
+    inner = next(block for block in payload.blocks if block not in decode(payload.data).blocks)
+    replaced_in_its_block(link.worker, payload, inner, inner._replace(offset=inner.offset + 1))
+    with pytest.raises(WireError, match="a payload names"):
+        link.parent.receive(payload.data, link.down)
+    assert blocks(link.parent) == 0
+    recount(link.parent)
+    payload.release()
+
+
+def test_an_indirect_payload_that_is_rewritten_after_it_came_is_a_wire_error(link):
+    payload = dump(link.worker, [array(5), *range(100_000)])
+    for info, fd in link.worker.introduce(link.up, payload.blocks):
+        link.parent.meet(info, fd, link.down)
+    link.worker.lend(payload, link.up)
+    received = link.parent.receive(payload.data, link.down)
+    inner = next(block for block in payload.blocks if block not in decode(payload.data).blocks)
+    replaced_in_its_block(link.worker, payload, inner, inner._replace(offset=inner.offset + 4096))
+    with pytest.raises(WireError, match="has changed since it came"):
+        link.parent.load(received, "c")
+    received.release()
+    assert blocks(link.parent) == 0
+    payload.release()
+
+
+@pytest.mark.parametrize("mode", ["w", "r+", None])
+def test_a_ref_knows_two_ways_to_be_read(store, mode):
+    ref = put(array(5), store=store)
+    with pytest.raises(ValueError, match="mmap_mode must be 'r' or 'c'"):
+        ref.get(mode)
+
+
+def test_what_is_no_ref_cannot_be_got(store):
+    ref = put(array(5), store=store)
+    assert [a.tobytes() for a in get([ref, ref])] == [array(5).tobytes()] * 2
+    for what in ("x", [ref, "x"], {ref}):
+        with pytest.raises(TypeError, match="takes an ObjectRef or a list of them"):
+            get(what)
+
+
+def test_a_ref_says_how_large_its_object_is(store):
+    assert "bytes>" in repr(put(array(5), store=store))
+
+
+def test_an_interrupt_while_memory_is_reserved_leaves_no_block(store, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Heap, "populate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            put(array(5), store=store)
+    assert blocks(store) == 0
+    recount(store)
+    assert put(array(5), store=store).get().tobytes() == array(5).tobytes()

@@ -10,7 +10,7 @@ import pytest
 
 from shmpool.serialize.reductions import window
 from shmpool.store.blocks import Block
-from shmpool.store.written import Written, owner_of, same_bytes
+from shmpool.store.written import Written, owner_of
 
 BLOCK, OTHER = Block(1, 0, 4096), Block(1, 4096, 4096)
 
@@ -102,11 +102,3 @@ def test_memory_that_was_made_writable_to_be_read_belongs_to_whose_it_is():
 
 def test_what_is_no_array_owns_itself():
     assert owner_of(b"1") == (b"1", False)
-
-
-def test_bytes_are_compared_to_the_last_one():
-    a = np.zeros(5000, np.uint8)
-    b = a.copy()
-    assert same_bytes(a, b)
-    b[-1] = 1
-    assert not same_bytes(a, b)

@@ -1,0 +1,68 @@
+"""Segments: what cannot be made, mapped or taken over says so, and leaves no descriptor open."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+
+import pytest
+
+from shmpool.memory.segment import PAGE, Segment
+
+
+@pytest.fixture
+def files_end_at_a_page() -> Iterator[None]:
+    """The system lets no file grow beyond one page."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (PAGE, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.usefixtures("files_end_at_a_page")
+@pytest.mark.parametrize("backend", ["memfd", "file"])
+def test_a_segment_that_may_not_be_so_large_is_an_error_and_leaves_nothing_open(
+    backend: str, tmp_path: object
+) -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        Segment.create(2 * PAGE, backend, str(tmp_path))
+    assert os.listdir("/proc/self/fd") == before
+    assert Segment.create(PAGE, backend, str(tmp_path)).size == PAGE
+
+
+def test_pages_that_cannot_be_had_are_an_error_and_no_signal(tmp_path: object) -> None:
+    segment = Segment.create(2 * PAGE, "file", str(tmp_path))
+    mapping = segment.map("r+")
+    mapping.populate(0, 2 * PAGE)
+    os.ftruncate(segment.fd, PAGE)  # to touch the second page would be a SIGBUS, as on a full disk
+    mapping.populate(0, PAGE)
+    with pytest.raises(OSError, match="no memory for a block") as caught:
+        mapping.populate(PAGE, 2 * PAGE)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def unsealed() -> int:
+    fd = os.memfd_create("shmpool")
+    os.ftruncate(fd, PAGE)
+    return fd
+
+
+@pytest.mark.parametrize(
+    ("open_it", "why"),
+    [
+        (lambda: os.open(os.devnull, os.O_RDONLY), "of no file that can be read"),
+        (lambda: os.open("/", os.O_RDONLY), "of no file that can be read"),
+        (lambda: os.open("/proc/self/exe", os.O_PATH), "of no file that can be read"),
+        (lambda: os.memfd_create("shmpool"), "has only 0 bytes"),
+        (unsealed, "not sealed against shrinking"),
+    ],
+    ids=["device", "folder", "path", "short", "unsealed"],
+)
+def test_what_is_no_segment_is_refused_and_closed(open_it, why: str) -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ValueError, match=why):
+        Segment.from_another(open_it(), PAGE)
+    assert os.listdir("/proc/self/fd") == before
