@@ -8,10 +8,11 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-__all__ = ["dump_atoms"]
+__all__ = ["ATOMS", "SIZED", "dump_atoms"]
 
-_ATOMS = frozenset({int, float, complex, bool, type(None), str, bytes})
-_SIZED = frozenset({str, bytes})
+#: Types of which nothing can be part but numbers and characters; and those of them that may be long.
+ATOMS = frozenset({int, float, complex, bool, type(None), str, bytes})
+SIZED = frozenset({str, bytes})
 
 
 def dump_atoms(obj: Any, limit: int) -> bytes | None:
@@ -20,16 +21,16 @@ def dump_atoms(obj: Any, limit: int) -> bytes | None:
     None, too, for what would be longer than ``limit`` bytes: its strings are not to be copied here.
     """
     kind = type(obj)
-    if kind in _ATOMS:
-        if kind in _SIZED and len(obj) >= limit:
+    if kind in ATOMS:
+        if kind in SIZED and len(obj) >= limit:
             return None
     elif kind is tuple and len(obj) == 2:
         args, kwargs = obj
         if type(args) is not tuple or type(kwargs) is not dict or kwargs:
             return None
-        if not _ATOMS.issuperset(map(type, args)):
+        if not ATOMS.issuperset(map(type, args)):
             return None
-        if any(type(arg) in _SIZED and len(arg) >= limit for arg in args):
+        if any(type(arg) in SIZED and len(arg) >= limit for arg in args):
             return None
     else:
         return None

@@ -1,6 +1,7 @@
 """Objects to pickle streams with out-of-band buffers, and back.
 
-Two picklers, the second only where the first cannot or must not:
+A call with plain arrays, and an array as a result, have a way of their own (see :mod:`shmpool.serialize.bare`).  For
+the rest there are two picklers, the second only where the first cannot or must not:
 
 1. the standard library's (1 us for a small tuple), with a dispatch table: reductions of multiprocessing for sockets
    and connections, ours for buffers that pickle copies needlessly, the user's custom serializers.  A subclass of
@@ -10,7 +11,7 @@ Two picklers, the second only where the first cannot or must not:
    ``__main__`` is found by looking for that name in the bytes: a false alarm costs only time.
 
 A stream comes in pieces: the pickler hands on large ``bytes`` and ``bytearray`` as they are, so that they are copied
-once, into the store.
+once, into the store.  Large strings are lent as buffers (:mod:`shmpool.serialize.text`).
 
 Guarantees: the object is not changed; buffers are views of the object's own memory (nothing is copied); an object
 that cannot be pickled raises :class:`SerializationError` and nothing else, RecursionError included.
@@ -27,12 +28,16 @@ from collections.abc import Callable, Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+
 from shmpool.config import pickle_debug
 from shmpool.errors import SerializationError
 from shmpool.serialize import custom, reductions
 from shmpool.serialize.arrow import pandas_arrays, reductions_for_pandas
+from shmpool.serialize.bare import BARE, dump_bare, load_bare
 from shmpool.serialize.mainmodule import MainModule
 from shmpool.serialize.tensors import reductions_for_torch
+from shmpool.serialize.text import MARK, LargeText, Pieces, lending, load_lent
 
 __all__ = [
     "ARGUMENTS", "EXCEPTION", "FUNCTION", "INITIALIZER", "OBJECT", "RESULT", "Dumped", "Pickling", "What",
@@ -66,13 +71,6 @@ class Dumped(NamedTuple):
     buffers: list[memoryview]
 
 
-class _Pieces(list[Any]):
-    """A file for a pickler to write to: keeps what it is given, without a copy."""
-
-    __slots__ = ()
-    write = list.append
-
-
 class Pickling:
     """How this process pickles for one kind of receiver.
 
@@ -99,40 +97,62 @@ class Pickling:
         SerializationError
             It cannot be pickled; the message names the path to the culprit.
         """
+        buffers: list[memoryview] = []
+        # Unless the user has another way for arrays.
+        if dispatch_table()[np.ndarray] is reductions.REDUCTIONS[np.ndarray]:
+            stream = dump_bare(obj, self._aside(buffers), LARGE)
+            if stream is not None:
+                return Dumped([stream], buffers)
         dumped = self._dumps(obj, what)
         if _mentions(dumped.stream, reductions.MARK) and reductions.learn():
             dumped = self._dumps(obj, what)
         return dumped
 
     def _dumps(self, obj: object, what: What) -> Dumped:
-        buffers: list[memoryview] = []
-
-        def in_band(buffer: pickle.PickleBuffer) -> bool:
-            view = buffer.raw()
-            if self._wanted(view):
-                buffers.append(view)
-                return False
-            return True
-
-        table = dispatch_table()
-        stream = _Pieces()
         try:
-            _Pickler(stream, PROTOCOL, buffer_callback=in_band).dump(obj)
+            return self._pickled(obj, what, Pieces(), lambda pickler: pickler)
+        except LargeText:
+            return self._pickled(obj, what, _Patient([MARK]), lending)
+
+    def _pickled(
+        self, obj: object, what: What, stream: Pieces, variant: Callable[[type[Any]], type[Any]]
+    ) -> Dumped:
+        buffers: list[memoryview] = []
+        in_band = self._aside(buffers)
+        table = dispatch_table()
+        before = len(stream)
+        try:
+            variant(_Pickler)(stream, PROTOCOL, buffer_callback=in_band).dump(obj)
         except (
             Exception
         ):  # whatever a class's __reduce__ raises: cloudpickle may do better, or says why not
             pass
         else:
             # A function or class of __main__ itself, which the receiver has, is the usual case.
-            if not any(b"__main__" in piece for piece in stream) or self.main.has(obj):
+            if not any(
+                type(piece) is bytes and b"__main__" in piece for piece in stream
+            ) or self.main.has(obj):
                 return Dumped(stream, buffers)
         buffers.clear()
-        stream = _Pieces()
+        del stream[before:]
         try:
-            self._pickler()(stream, self.main, in_band, table).dump(obj)
+            variant(self._pickler())(stream, self.main, in_band, table).dump(obj)
         except Exception as error:
             raise self._explained(obj, what, error) from error
         return Dumped(stream, buffers)
+
+    def _aside(self, buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
+        """For a pickler: does a buffer go in band?  Those that do not are added to ``buffers``."""
+        wanted = self._wanted
+
+        def in_band(buffer: pickle.PickleBuffer) -> bool:
+            view = buffer.raw()
+            if wanted(view):
+                buffers.append(view)
+                return False
+            return True
+
+        return in_band
 
     def _explained(self, obj: object, what: What, error: Exception) -> SerializationError:
         from shmpool.serialize.byvalue import CloudPickler
@@ -160,6 +180,15 @@ class Pickling:
         from shmpool.serialize.byvalue import CloudPickler
 
         return CloudPickler
+
+
+class _Patient(Pieces):
+    """Takes large strings as well: those that cannot be lent."""
+
+    __slots__ = ()
+
+    def write(self, piece: bytes | pickle.PickleBuffer) -> None:
+        self.append(piece.raw() if isinstance(piece, pickle.PickleBuffer) else piece)
 
 
 class _Pickler(pickle.Pickler):
@@ -204,4 +233,9 @@ def _mentions(stream: list[bytes | memoryview], mark: bytes) -> bool:
 
 def loads(stream: bytes | bytearray | memoryview, buffers: Sequence[memoryview]) -> Any:
     """The object again.  Raises whatever the object's own code raises."""
+    first = stream[:1]
+    if first == BARE:
+        return load_bare(stream, buffers)
+    if first == MARK:
+        return load_lent(stream, buffers)
     return pickle.loads(stream, buffers=buffers)

@@ -1,26 +1,65 @@
-"""Large strings: one copy on the way out, one on the way in.
+"""Large strings: lent to the pickler as buffers, so that they are copied once, into the store, and once out of it.
 
-The pickler encodes a string into bytes, which then are copied into the store.  A string of ASCII characters is its own
-encoding, so it can be lent to the pickler as a buffer.  No pickler asks how to reduce a ``str``: so this is done where
-it is cheap to find one, in a result, in an object that is put, and among the arguments of a call; strings deeper inside
-of something take two copies.
+The pickler copies a string into its stream, and asks nobody how to reduce one.  It does ask for a *persistent id* of
+every object that it meets, which is too slow for each pickle (a call per number and key).  So it is asked only if there
+is a large string, which the pickler tells by what it writes: everything so far, up to the string's header, before it
+copies the string.  :class:`Pieces` notices, and the object is pickled again with :class:`Lending`.
+
+What is lent is the string's UTF-8 form, which for ASCII is the string's own memory.  Any other string is encoded by the
+pickler anyway, and keeps that form for as long as it lives.
 """
 
 from __future__ import annotations
 
 import ctypes
+import io
+import pickle
+from collections.abc import Sequence
 from typing import Any
 
 from shmpool.serialize.reductions import window
 
-__all__ = ["lend_text"]
+__all__ = ["LargeText", "Pieces", "lending", "load_lent"]
 
-#: In characters. Below, a second copy costs less than looking.
-_LARGE = 1 << 20
+#: In characters. Below, a second copy costs less than pickling again.
+LARGE = 1 << 20
+
+#: What a stream with lent strings begins with, for :func:`load_lent`; others begin with pickle's PROTO.
+MARK = b"L"
+
+_BINUNICODE, _BINUNICODE8 = b"X"[0], b"\x8d"[0]
 
 _utf8 = ctypes.pythonapi.PyUnicode_AsUTF8AndSize
 _utf8.argtypes = [ctypes.py_object, ctypes.POINTER(ctypes.c_ssize_t)]
 _utf8.restype = ctypes.c_void_p
+
+
+class LargeText(BaseException):
+    """A large string is about to be written.  Not an error, and nothing that a reduction may catch as one."""
+
+
+class Pieces(list[Any]):
+    """A file for a pickler to write to: keeps what it is given, without a copy, up to a large string."""
+
+    __slots__ = ()
+
+    def write(self, piece: bytes | pickle.PickleBuffer) -> None:
+        """Take a piece of the stream, or a buffer that goes in band.
+
+        Raises
+        ------
+        LargeText
+            It ends with the header of a large string (or looks so, which costs only time).
+        """
+        if isinstance(piece, pickle.PickleBuffer):
+            self.append(piece.raw())
+            return
+        self.append(piece)
+        if len(piece) >= 5 and (
+            (piece[-5] == _BINUNICODE and int.from_bytes(piece[-4:], "little") >= LARGE)
+            or (len(piece) >= 9 and piece[-9] == _BINUNICODE8 and piece[-1] == 0)
+        ):
+            raise LargeText
 
 
 class _Lent:
@@ -30,30 +69,61 @@ class _Lent:
         self._text = text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # For a string of ASCII characters this is the address of the string's own memory.
-        address = _utf8(self._text, None)
-        return _decode, (window(self._text, address, len(self._text)),)
+        size = ctypes.c_ssize_t()
+        address = _utf8(self._text, ctypes.byref(size))
+        return _decode, (window(self._text, address, size.value),)
 
 
 def _decode(data: Any) -> str:
-    return str(data, "ascii")
+    return str(data, "utf-8")
 
 
-def lend_text(obj: Any) -> Any:
-    """``obj``, a pair (args, kwargs) or anything else, with what stands for large strings in their places."""
-    if _is_large(obj):
-        return _Lent(obj)
-    if type(obj) is tuple and len(obj) == 2:
-        args, kwargs = obj
-        if type(args) is tuple and type(kwargs) is dict:
-            large = {id(value): value for value in (*args, *kwargs.values()) if _is_large(value)}
-            if large:
-                lent = {key: _Lent(text) for key, text in large.items()}
-                args = tuple(lent.get(id(value), value) for value in args)
-                kwargs = {name: lent.get(id(value), value) for name, value in kwargs.items()}
-                return args, kwargs
-    return obj
+class _Lending:
+    """A pickler that writes large strings as lent ones."""
+
+    def persistent_id(self, obj: Any) -> _Lent | None:
+        """What stands for ``obj`` in the stream, if not itself."""
+        if type(obj) is not str or len(obj) < LARGE or not _has_utf8(obj):
+            return None
+        # One stand-in for each string, so that what is one string arrives as one; it keeps the string alive meanwhile.
+        lent: dict[int, _Lent] = self.__dict__.setdefault("_lent", {})
+        return lent.setdefault(id(obj), _Lent(obj))
 
 
-def _is_large(obj: Any) -> bool:
-    return type(obj) is str and len(obj) >= _LARGE and obj.isascii()
+def lending(pickler: type[Any]) -> type[Any]:
+    """A pickler class that lends large strings, made from one that does not; its streams begin with :data:`MARK`."""
+    return type(f"Lending{pickler.__name__}", (_Lending, pickler), {})
+
+
+def _has_utf8(text: str) -> bool:
+    try:
+        _utf8(text, None)
+    except UnicodeEncodeError:
+        return False  # lone surrogates: the pickler has a way to write them
+    return True
+
+
+class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, lent: str) -> str:
+        return lent
+
+
+def load_lent(stream: bytes | bytearray | memoryview, buffers: Sequence[memoryview]) -> Any:
+    """The object again, from a stream that begins with :data:`MARK`."""
+    return _Unpickler(_Reader(stream), buffers=buffers).load()
+
+
+class _Reader(io.RawIOBase):
+    """A stream in memory as a file, of which large parts are copied straight to where they belong."""
+
+    def __init__(self, stream: bytes | bytearray | memoryview) -> None:
+        self._view = memoryview(stream)[len(MARK) :]
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any, /) -> int:
+        n = min(len(target), len(self._view))
+        target[:n] = self._view[:n]
+        self._view = self._view[n:]
+        return n

@@ -18,7 +18,9 @@ from collections import ChainMap
 import cloudpickle
 import numpy as np
 import pytest
+from support import TIMEUNIT
 
+import shmpool
 from shmpool.serialize import custom
 from shmpool.serialize.custom import (
     deregister_serializer,
@@ -324,7 +326,7 @@ def test_a_child_forked_during_a_registration_has_the_table_and_can_register():
     with custom._lock:
         pid = os.fork()
         if pid == 0:
-            signal.alarm(20)  # ends the child, should it hang
+            signal.alarm(60)  # ends the child, should it hang
             code = 1
             try:
                 register_serializer(Counter, serializer=str, deserializer=str)
@@ -369,3 +371,23 @@ class First:
 
 class Second:
     pass
+
+
+@pytest.mark.parametrize("method", ["spawn", "loky"])
+def test_a_serializer_that_cannot_reach_a_worker_is_no_reason_for_it_not_to_start(
+    method, monkeypatch
+):
+    lock = threading.Lock()
+    nowhere = types.ModuleType("nowhere_else")
+    exec("def to_text(obj): return 'text'", vars(nowhere))
+    monkeypatch.setitem(sys.modules, "nowhere_else", nowhere)
+    register_serializer(First, serializer=lambda _: lock.locked(), deserializer=str)
+    register_serializer(Second, serializer=nowhere.to_text, deserializer=str)
+    register_serializer(Plain, serializer=str, deserializer=len)
+    with shmpool.ShmExecutor(1, method) as executor:
+        known = executor.submit(registered_here).result(60 * TIMEUNIT)
+    assert known == [Plain.__name__]
+
+
+def registered_here():
+    return [cls.__name__ for cls in registered()]

@@ -8,18 +8,21 @@ import dataclasses
 import functools
 import gc
 import io
+import itertools
 import pickle
 import re
 import sqlite3
 import sys
 import threading
 import time
+import tracemalloc
 import types
 import weakref
 
 import cloudpickle
 import numpy as np
 import pytest
+from support import TIMEUNIT
 
 from shmpool.serialize import custom, parts, search
 from shmpool.serialize import inspect as inspection
@@ -402,6 +405,23 @@ def test_objects_that_raise_everywhere_are_survived_and_blamed():
     assert culprit_path((Hostile(),), "args") == "args[0] (a 'test_inspect.Hostile')"
 
 
+def test_near_the_limit_of_recursion_there_may_be_no_path_but_there_is_no_other_error():
+    """Where an exception is made that names the culprit, nothing else may be raised in its place."""
+
+    def below(levels: int) -> str | None:
+        return below(levels - 1) if levels else culprit_path([Hostile()], "args")
+
+    found = set()
+    limit = sys.getrecursionlimit()
+    for levels in range(limit - 300, limit):
+        try:
+            found.add(below(levels))
+        except RecursionError:  # not even culprit_path could be called
+            break
+    assert "args[0] (a 'test_inspect.Hostile')" in found
+    assert all(path is None or " args" in f" {path}" for path in found), found
+
+
 @pytest.mark.parametrize("value", [3, (), (1,), (1, 2), (len, 3), (len, (), 1, 2), (len,) * 9])
 def test_reductions_that_make_no_sense_are_blamed_on_their_object(value):
     assert paths([BadReduce(value)]) == ["obj[0]"]
@@ -492,7 +512,6 @@ ADVICE = "raise sys.setrecursionlimit" if sys.version_info < (3, 12) else ": fla
     ids=["lists", "a dict of lists", "objects"],
 )
 def test_too_deep_nesting_is_said_clearly(obj, path):
-    start = time.monotonic()
     sentence = culprit_path(obj, "args")
     assert sentence is not None
     assert sentence.startswith("nested deeper than Python's recursion limit")
@@ -501,7 +520,6 @@ def test_too_deep_nesting_is_said_clearly(obj, path):
     _, failures = inspect_serializability(obj, "args", quiet=True)
     assert [failure.path for failure in failures] == [path]
     assert "nested deeper" in failures[0].reason
-    assert time.monotonic() - start < 30
 
 
 def test_nesting_just_over_the_limit_is_depth_too():
@@ -587,28 +605,37 @@ def test_the_number_of_failures_is_bounded_and_the_tree_says_so():
 
 def test_big_arrays_cost_nothing():
     array = np.zeros(50_000_000)
-    start = time.monotonic()
-    assert paths([array, {"a": array, "lock": LOCK}]) == ["obj[1]['lock']"]
-    assert time.monotonic() - start < 1, "400 MB must not be copied"
+    tracemalloc.start()
+    try:
+        assert paths([array, {"a": array, "lock": LOCK}]) == ["obj[1]['lock']"]
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < array.nbytes / 10, "400 MB must not be copied"
 
 
-def test_a_huge_neighbour_does_not_use_up_the_time_of_the_culprit():
-    huge = [(i,) for i in range(2_000_000)]
-    start = time.monotonic()
-    assert culprit_path((huge, LOCK), "args") == "args[1] (a '_thread.lock')"
-    assert time.monotonic() - start < 3
+class Endless:
+    """So large that to pickle it takes for ever."""
+
+    def __reduce__(self):
+        return list, (), None, itertools.repeat(b"x" * 1000)
+
+
+def test_a_huge_neighbour_does_not_use_up_the_time_of_the_culprit(monkeypatch):
+    monkeypatch.setattr(inspection, "CULPRIT_SECONDS", 3 * TIMEUNIT)
+    assert culprit_path((Endless(), LOCK), "args") == "args[1] (a '_thread.lock')"
 
 
 def test_the_time_limit_ends_the_search_with_a_note(monkeypatch):
     def slow(obj):
-        time.sleep(0.02)
+        time.sleep(0.05)
         return cloudpickle.dumps(obj)
 
-    monkeypatch.setattr(inspection, "INSPECT_SECONDS", 0.1)
+    monkeypatch.setattr(inspection, "INSPECT_SECONDS", 1.0)
     _, (failure,) = inspect_serializability(nested(100, LOCK), dumps=slow, quiet=True)
     assert not failure.complete
     assert 0 < failure.depth < 50
-    assert "the search ended after 0.1 s" in failure.reason
+    assert "the search ended after 1 s" in failure.reason
 
 
 def test_nothing_keeps_the_objects_alive_afterwards():
@@ -651,7 +678,7 @@ def test_the_caller_s_dumps_decides():
     assert culprit_path([LOCK], "args", lambda _: b"") is None
 
 
-def test_a_pickler_of_the_caller_s_writes_to_nowhere_and_is_cut_short():
+def test_a_pickler_of_the_caller_s_writes_to_nowhere_and_is_cut_short(monkeypatch):
     files = []
 
     def pickler(file):
@@ -662,19 +689,13 @@ def test_a_pickler_of_the_caller_s_writes_to_nowhere_and_is_cut_short():
     assert culprit_path([huge, LOCK], "args", pickler=pickler) == "args[1] (a '_thread.lock')"
     assert files
     assert all(file.write(b"four") == 4 for file in files)
-    start = time.monotonic()
-    long = [str(i) for i in range(2_000_000)]
-    assert culprit_path([long, LOCK], "args", pickler=pickler) in (
-        "args[1] (a '_thread.lock')",
-        None,
-    )
-    assert time.monotonic() - start < 3
+    monkeypatch.setattr(inspection, "CULPRIT_SECONDS", 3 * TIMEUNIT)
+    assert culprit_path([Endless(), LOCK], "args", pickler=pickler) == "args[1] (a '_thread.lock')"
     with pytest.raises(search.TimeUp):
         inspection.Nowhere(time.monotonic() - 1).write(b"")
 
 
 def test_arrays_that_cannot_fail_are_not_copied_to_be_tried():
-    tracemalloc = pytest.importorskip("tracemalloc")
     strided = np.zeros((1000, 2000))[:, ::2]
     tracemalloc.start()
     try:
@@ -730,7 +751,7 @@ def test_the_phrase_for_error_messages_names_path_and_type():
 def test_the_phrase_comes_quickly_for_usual_objects():
     args = ({"model": Holder(lock=LOCK, weights=list(range(1000)))}, 3)
     culprit_path(args, "args")
-    start = time.perf_counter()
+    start = time.thread_time()  # what others take of the processor does not count
     for _ in range(20):
         culprit_path(args, "args")
-    assert (time.perf_counter() - start) / 20 < 0.05
+    assert (time.thread_time() - start) / 20 < 0.05

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import copyreg
+import ctypes
 import functools
 import io
 import multiprocessing
@@ -208,6 +209,11 @@ def test_unusual_memoryviews_come_back_equal(plain, view):
     back = there_and_back(plain, view)
     assert (back.shape, back.format, back.readonly) == (view.shape, view.format, view.readonly)
     assert back.tobytes() == view.tobytes()
+
+
+def test_a_memoryview_whose_format_numpy_does_not_know_is_refused_when_it_is_sent(plain):
+    with pytest.raises(SerializationError, match=r"memoryview of format '<P'.*valid"):
+        plain.dumps(memoryview((ctypes.c_void_p * 3)()), OBJECT)
 
 
 def test_a_memoryview_that_nobody_can_make_again_is_refused_when_it_is_sent(plain):
