@@ -29,19 +29,38 @@ import struct
 from collections import deque
 
 from shmpool.errors import WireError
+from shmpool.wire.packets import Packets
 
-__all__ = ["MAX_PACKET", "ParentEnd", "WorkerEnd", "die_with", "make_channel"]
+__all__ = ["MAX_PACKET", "ParentEnd", "WorkerEnd", "die_with", "have_die_with", "make_channel"]
 
-_LENGTH = struct.Struct("<I")
+#: What is before an answer: its length, twice, so that something else that has got into the stream is not taken for the
+#: beginning of an answer, and the rest of it waited for.
+_FRAME = struct.Struct("<II")
+_MARK = 0x6C6F6F70
 _BUFFER = 256 * 1024
 #: No answer is that long: larger ones travel through the store.
 _MAX_ANSWER = 1 << 28
 #: A packet must fit into the socket's buffer (212,992 bytes by default) together with the kernel's bookkeeping.
 MAX_PACKET = 204 * 1024
+# As numbers: operations on the enumeration's members take a microsecond each.
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
+_DESCRIPTORS_LOST = int(socket.MSG_CTRUNC)
+_CUT_SHORT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 #: The kernel passes at most 253 descriptors at once (SCM_MAX_FD).
 _MAX_FDS = 253
 _FD_SPACE = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 _F_SETSIG = getattr(fcntl, "F_SETSIG", 10)  # Linux's number
+
+
+def have_die_with(pid: int, lifeline: int) -> None:
+    """Make the kernel kill a process when the other end of the pipe ``lifeline``, which it holds, closes.
+
+    What is set here belongs to the pipe, not to this process's descriptor of it: so a parent can do it for a child that
+    is still starting, which may take a second.  :func:`die_with` does it once more: the parent may not come to it.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, pid)
+    fcntl.fcntl(lifeline, _F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def die_with(lifeline: int) -> None:
@@ -51,9 +70,7 @@ def die_with(lifeline: int) -> None:
     delivered as a signal (O_ASYNC), and the signal is SIGKILL.  A parent-death signal (PR_SET_PDEATHSIG) would not do:
     it also comes when only the thread that started this process ends.
     """
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, _F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    have_die_with(os.getpid(), lifeline)
     poller = select.poll()
     poller.register(lifeline, select.POLLHUP)
     if poller.poll(0):
@@ -90,6 +107,9 @@ class Descriptors:
             )
         return [self._fds.popleft() for _ in range(count)]
 
+    def __len__(self) -> int:
+        return len(self._fds)
+
     def close(self) -> None:
         """Close those that nobody asked for."""
         while self._fds:
@@ -105,6 +125,11 @@ class ParentEnd:
         Send calls; take back calls; receive answers.
     lifeline : int
         The end that keeps the worker alive.
+
+    Attributes
+    ----------
+    problem : str or None
+        Something that came was wrong: what comes after it means nothing, and must not be read.
     """
 
     __slots__ = (
@@ -113,10 +138,12 @@ class ParentEnd:
         "_calls",
         "_filled",
         "_lifeline",
+        "_packets",
         "_parsed",
         "_unread",
         "answers",
         "descriptors",
+        "problem",
     )
 
     def __init__(
@@ -127,6 +154,8 @@ class ParentEnd:
         self.answers = answers
         self._lifeline = lifeline
         self.descriptors = Descriptors()
+        self._packets: Packets | None = None
+        self.problem: str | None = None
         self._buffer = bytearray(_BUFFER)
         self._filled = 0  # bytes in the buffer
         self._parsed = 0  # ... of which these have been returned as messages
@@ -150,16 +179,42 @@ class ParentEnd:
             return False
         return True
 
+    def send_many(self, packets: list[bytes]) -> int:
+        """Send messages now, without descriptors; how many there was room for.
+
+        Raises
+        ------
+        OSError
+            As :meth:`send`, of the first one.
+        """
+        sent = 0
+        while len(packets) - sent > 1:
+            if self._packets is None:
+                self._packets = Packets()
+            try:
+                now = self._packets.send(self._calls, packets[sent:] if sent else packets)
+            except BlockingIOError:
+                return sent
+            except OSError:
+                break  # send() knows what it means
+            if not now:
+                return sent
+            sent += now
+        try:
+            return sent + self.send(packets[sent]) if sent < len(packets) else sent
+        except OSError:
+            if sent:
+                return sent  # else nobody would know of them; the next call says what is wrong
+            raise
+
     def take_back(self) -> bytes | None:
         """The oldest message that the worker has not read, or None.  Its descriptors are dropped."""
-        dropped = Descriptors()
         try:
-            data, ancillary, _, _ = self._unread.recvmsg(MAX_PACKET, _FD_SPACE, socket.MSG_DONTWAIT)
+            # Without a place for them the kernel drops the descriptors: none is open here for a moment, as recvmsg()
+            # would have them, to be inherited by a program that another thread starts.
+            return self._unread.recv(MAX_PACKET, socket.MSG_DONTWAIT) or None
         except (BlockingIOError, ConnectionError):
             return None
-        dropped.arrive(ancillary)
-        dropped.close()
-        return data or None
 
     def receive(self) -> tuple[list[memoryview], int | None]:
         """Read once.
@@ -174,33 +229,36 @@ class ParentEnd:
         Raises
         ------
         WireError
-            What came is no message.
+            What came is no message.  If messages came before it they are returned, and it is ``problem``.
         """
+        if self._parsed == self._filled and self.descriptors:
+            raise WireError(f"{len(self.descriptors)} descriptors that no message speaks of")
         self._make_room()
         space = memoryview(self._buffer)[self._filled :]
         try:
-            got, ancillary, flags, _ = self.answers.recvmsg_into(
-                [space], _FD_SPACE, socket.MSG_CMSG_CLOEXEC
-            )
+            got, ancillary, flags, _ = self.answers.recvmsg_into([space], _FD_SPACE, _CLOEXEC)
         except BlockingIOError:
             return [], None
-        except ConnectionError:
-            return [], 0
         if ancillary:
             self.descriptors.arrive(ancillary)
-        if flags & socket.MSG_CTRUNC:
+        if flags & _DESCRIPTORS_LOST:
             raise WireError(
-                "descriptors that came with a message were lost: this process may open no more of them"
+                "descriptors that came with its answer were lost: this process may open no more of them (RLIMIT_NOFILE)"
             )
+        if len(self.descriptors) > _MAX_FDS:
+            raise WireError(f"{len(self.descriptors)} descriptors with one message")
         self._filled += got
-        return self._messages(), got
+        messages = self._messages()
+        if self.problem is not None and not messages:
+            raise WireError(self.problem)
+        return messages, got
 
     def _make_room(self) -> None:
         """Move what is left of the last read to the front of the buffer; make that larger for a long message."""
         rest = self._buffer[self._parsed : self._filled]
         needed = _BUFFER
-        if len(rest) >= _LENGTH.size:
-            needed = max(needed, _LENGTH.size + _LENGTH.unpack_from(rest)[0])
+        if len(rest) >= _FRAME.size:
+            needed = max(needed, _FRAME.size + _FRAME.unpack_from(rest)[0])
         if needed != len(self._buffer):
             self._buffer = bytearray(needed)
         self._buffer[: len(rest)] = rest
@@ -210,14 +268,15 @@ class ParentEnd:
         view = memoryview(self._buffer)
         messages = []
         at, end = self._parsed, self._filled
-        while end - at >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(view, at)
-            if length > _MAX_ANSWER:
-                raise WireError(f"a message that claims {length} bytes")
-            stop = at + _LENGTH.size + length
+        while end - at >= _FRAME.size:
+            length, check = _FRAME.unpack_from(view, at)
+            if length ^ _MARK != check or length > _MAX_ANSWER:
+                self.problem = f"a message that claims {length} bytes"
+                break
+            stop = at + _FRAME.size + length
             if stop > end:
                 break
-            messages.append(view[at + _LENGTH.size : stop])
+            messages.append(view[at + _FRAME.size : stop])
             at = stop
         self._parsed = at
         return messages
@@ -270,25 +329,30 @@ class WorkerEnd:
         poller.register(self.calls, select.POLLIN)
         return bool(poller.poll(seconds * 1000 + 1))
 
+    def wait_for_end(self, seconds: float) -> None:
+        """Wait at most so long for the end of messages, whether there are any or not."""
+        poller = select.poll()
+        poller.register(self.calls, select.POLLRDHUP)
+        poller.poll(seconds * 1000)
+
     def receive(self) -> memoryview | None:
         """Wait for a message; its bytes are valid until the next call.  None: no more will come.
 
         Raises
         ------
         WireError
-            A message that was too long was cut short.
+            A message that was too long was cut short, or its descriptors were lost.
         """
         if self._buffer is None:
             self._buffer = bytearray(MAX_PACKET)
-        try:
-            got, ancillary, flags, _ = self.calls.recvmsg_into(
-                [self._buffer], _FD_SPACE, socket.MSG_CMSG_CLOEXEC
-            )
-        except ConnectionError:
-            return None
+        got, ancillary, flags, _ = self.calls.recvmsg_into([self._buffer], _FD_SPACE, _CLOEXEC)
         if ancillary:
             self.descriptors.arrive(ancillary)
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & _DESCRIPTORS_LOST:
+            raise WireError(
+                "descriptors that came with a task were lost: its worker may open no more of them (RLIMIT_NOFILE)"
+            )
+        if flags & _CUT_SHORT:
             raise WireError(f"a message was cut short at {got} bytes")
         return memoryview(self._buffer)[:got] if got else None
 
@@ -300,7 +364,7 @@ class WorkerEnd:
         OSError
             The parent is gone.
         """
-        framed = _LENGTH.pack(len(data)) + data
+        framed = _FRAME.pack(len(data), len(data) ^ _MARK) + data
         sent = 0
         if fds:
             sent = socket.send_fds(self._answers, [framed], fds)

@@ -1,4 +1,4 @@
-"""The messages between a parent and a worker, as dataclasses, and their bytes.  No I/O.
+"""The messages between a parent and a worker, and their bytes.  No I/O.
 
 Parent to worker: :class:`Call`, :class:`Notice`.  Worker to parent: :class:`Ready`, :class:`Failed`, :class:`Answer`.
 A payload inside a message is bytes that only the store reads.  All numbers are little-endian; lists of numbers are
@@ -11,7 +11,7 @@ The hot path is a :class:`Call` or :class:`Answer` without extras: one ``struct`
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from shmpool.errors import WireError
 
@@ -37,7 +37,6 @@ _COUNT = struct.Struct("<I")
 _EXTRAS, _OK, _READONLY = 1, 2, 4
 
 
-@dataclass(slots=True)
 class Extras:
     """What rides along with a message when there is something to say.
 
@@ -53,18 +52,38 @@ class Extras:
         From a worker: blocks that it keeps beyond their task; and that it has let go of since.
     """
 
-    arenas: list[tuple[int, int, int]] = field(default_factory=list)
-    freed: list[tuple[int, int, int]] = field(default_factory=list)
-    forgotten: list[int] = field(default_factory=list)
-    kept: list[tuple[int, int, int]] = field(default_factory=list)
-    released: list[tuple[int, int, int]] = field(default_factory=list)
+    __slots__ = ("arenas", "forgotten", "freed", "kept", "released")
+
+    def __init__(
+        self,
+        arenas: list[tuple[int, int, int]] | None = None,
+        freed: list[tuple[int, int, int]] | None = None,
+        forgotten: list[int] | None = None,
+        kept: list[tuple[int, int, int]] | None = None,
+        released: list[tuple[int, int, int]] | None = None,
+    ) -> None:
+        self.arenas = arenas or []
+        self.freed = freed or []
+        self.forgotten = forgotten or []
+        self.kept = kept or []
+        self.released = released or []
+
+    def __repr__(self) -> str:
+        said = (f"{name}={getattr(self, name)}" for name in self.__slots__ if getattr(self, name))
+        return f"Extras({', '.join(said)})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Extras) and all(
+            getattr(self, name) == getattr(other, name) for name in self.__slots__
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # it can be changed
 
     def __bool__(self) -> bool:
         return bool(self.arenas or self.freed or self.forgotten or self.kept or self.released)
 
 
-@dataclass(slots=True)
-class Call:
+class Call(NamedTuple):
     """Run a function: the payloads of the function and of (args, kwargs).
 
     ``room`` is how much memory the worker's arenas may take, in bytes.
@@ -78,30 +97,26 @@ class Call:
     extras: Extras | None = None
 
 
-@dataclass(slots=True)
-class Notice:
+class Notice(NamedTuple):
     """Extras that no call is there to carry; ``room`` as in a call, 0 for nothing new."""
 
     extras: Extras | None
     room: int = 0
 
 
-@dataclass(slots=True)
-class Ready:
+class Ready(NamedTuple):
     """The worker has started and run its initializer."""
 
     pid: int
 
 
-@dataclass(slots=True)
-class Failed:
+class Failed(NamedTuple):
     """The initializer raised; the text is its traceback.  The worker ends."""
 
     text: str
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A task's result, or (if not ``ok``) the exception it raised.
 
     ``copied`` and ``shared`` count bytes of the result that were copied into the store, and that were there already;
@@ -122,16 +137,27 @@ FromParent = Call | Notice
 FromWorker = Ready | Failed | Answer
 
 
+def encode_call(number: int, function: Data, arguments: Data, readonly: bool, room: int) -> bytes:
+    """A :class:`Call` without extras, in bytes: the same as :func:`encode` makes, for the hot path."""
+    head = _HEAD.pack(
+        _CALL, _READONLY if readonly else 0, number, len(function), len(arguments), room, 0, 0
+    )
+    return b"".join((head, function, arguments))
+
+
 def encode(message: FromParent | FromWorker) -> bytes:
     """Put a message into bytes."""
     if isinstance(message, Call):
         extras = message.extras
-        flags = (_READONLY if message.readonly else 0) | (_EXTRAS if extras else 0)
+        if not extras:
+            return encode_call(
+                message.task, message.function, message.arguments, message.readonly, message.room
+            )
+        flags = (_READONLY if message.readonly else 0) | _EXTRAS
         head = _HEAD.pack(
             _CALL, flags, message.task, len(message.function), len(message.arguments), message.room, 0, 0
         )  # fmt: skip
-        body = (head, message.function, message.arguments)
-        return b"".join((*body, _encode_extras(extras)) if extras else body)
+        return b"".join((head, message.function, message.arguments, _encode_extras(extras)))
     if isinstance(message, Answer):
         extras = message.extras
         flags = (_OK if message.ok else 0) | (_EXTRAS if extras else 0)

@@ -12,15 +12,20 @@ loky           started on demand                   the same                     
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
+from shmpool.errors import BrokenPoolError
+from shmpool.lokys import loky_context_module
 from shmpool.serialize.mainmodule import MainModule
 from shmpool.serialize.pickling import Pickling
 from shmpool.store.store import ObjectStore, Payload
+from shmpool.wire.channel import WorkerEnd
 from shmpool.worker.init import Initializer
 from shmpool.worker.main import Settings
-from shmpool.worker.process import Starter, context_starter
+from shmpool.worker.process import ChannelSpentError, ProcessLike, Starter, context_starter
 from shmpool.worker.template import Template
+from shmpool.worker.threads import lowered_libraries
 
 __all__ = ["Launcher", "find_context"]
 
@@ -40,9 +45,7 @@ def find_context(name_or_context: Any) -> Any:
     if not isinstance(name_or_context, str):
         return name_or_context
     if name_or_context == "loky":
-        from loky.backend.context import get_context
-
-        return get_context("loky")
+        return loky_context_module().LokyContext()
     try:
         return multiprocessing.get_context(name_or_context)
     except ValueError:
@@ -88,6 +91,7 @@ class Launcher:
         self._initializer = Initializer(initializer, initargs, store, self.pickling)
         self._template: Template | None = None
         self._pinned: Payload | None = None
+        self._while_forking = ExitStack()
 
     @property
     def forks(self) -> bool:
@@ -105,15 +109,37 @@ class Launcher:
         # Workers inherit the views that there are: their blocks must not be used for anything else meanwhile.
         self._pinned = self._store.pin_views()
         self.pickling.main = MainModule.snapshot()
+        self._while_forking.enter_context(lowered_libraries(self._settings.threads))
         return first, self._start_template
 
     def _start_template(self) -> Starter:
+        # Now: the threads that OpenBLAS starts to have its number again end with the fork, as fork always ends them.
+        self._while_forking.close()
         self._template = Template(self._context, self._initializer, self._settings)
-        return self._template.start
+        return self._fork
+
+    def _fork(self, end: WorkerEnd) -> tuple[ProcessLike, Payload | None]:
+        """Have the template fork a worker.
+
+        If the template has been killed, it is forked anew, from this process as it is now, threads and all.  So
+        ``multiprocessing.Pool`` comes by all its later workers; here it has to be better than a pool without any.
+        """
+        assert self._template is not None
+        try:
+            return self._template.start(end)
+        except BrokenPoolError:
+            # It may have forked a worker before it was killed, which has the channel then.
+            self._template.close()
+        assert self._pinned is not None
+        self._pinned.blocks += self._store.pin_views().blocks
+        self._template = Template(self._context, self._initializer, self._settings)
+        raise ChannelSpentError
 
     def close(self) -> None:
         """All workers have ended."""
+        self._while_forking.close()
         if self._template is not None:
             self._template.close()
+            self._template = None
         if self._pinned is not None:
             self._pinned.release()

@@ -7,19 +7,18 @@ the process does not.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
-import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from shmpool.config import Config
-from shmpool.errors import SerializationError
+from shmpool.errors import SerializationError, WireError
 from shmpool.memory.segment import Mode
 from shmpool.serialize.mainmodule import MainModule
 from shmpool.serialize.pickling import EXCEPTION, FOUND_BY_NAME, RESULT, Pickling
@@ -33,50 +32,53 @@ from shmpool.wire import messages
 from shmpool.wire.channel import WorkerEnd, die_with
 from shmpool.wire.messages import Answer, Call, Extras, Failed, Notice, Ready
 from shmpool.worker.init import Initializer, Travelled
+from shmpool.worker.interrupts import interrupt_only
+from shmpool.worker.threads import start_capped
 
 __all__ = ["Settings", "main"]
 
+#: For so many seconds a worker begins no other task after Ctrl-C has ended one.
+_REST = 0.3
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a worker is told when it starts.  ``mode`` is how initargs are mapped."""
+
+class Settings(NamedTuple):
+    """What a worker is told when it starts.
+
+    ``mode`` is how initargs are mapped; ``threads`` how many BLAS and OpenMP may use, None for no cap;
+    ``interruptible`` whether Ctrl-C may reach workers: SIGINT was not blocked where the executor was made.
+    """
 
     config: Config
     capacity: int
     spill_dir: str | Literal[False] | None
     huge_pages: HugePages
     mode: Mode
+    threads: int | None = None
+    interruptible: bool = True
 
 
 def main(end: WorkerEnd, initializer: Initializer | Travelled, settings: Settings) -> None:
     """Run a worker until no more calls can come."""
     die_with(end.lifeline)
+    start_capped(settings.threads)
     store = ObjectStore(
         settings.capacity, settings.spill_dir, settings.huge_pages, config=settings.config
     )
     store.start_use(lambda: None)
     current.set_store(store)
     worker = _Worker(end, store, settings)
-    _quiet_interrupts(worker)
     try:
+        interrupt_only(worker.interrupt, unblock=settings.interruptible)
         if worker.start(initializer):
             worker.run()
     except (BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone
     except KeyboardInterrupt:
         pass  # between tasks: Ctrl-C is the parent's business
-
-
-def _quiet_interrupts(worker: _Worker) -> None:
-    """Ctrl-C reaches all processes of a terminal: let it interrupt a task, but not the worker's own code."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return  # the user has other plans
-
-    def on_interrupt(signum: int, frame: FrameType | None) -> None:
-        if worker.in_task:
-            signal.default_int_handler(signum, frame)
-
-    signal.signal(signal.SIGINT, on_interrupt)
+    except (WireError, OSError, MemoryError) as error:
+        # A call was lost, or half of it; or the answer.  The next would not be understood either.
+        with contextlib.suppress(OSError):
+            end.send(messages.encode(Failed(f"{type(error).__name__}: {error}")))
 
 
 class _Worker:
@@ -88,7 +90,17 @@ class _Worker:
         self._pickling = Pickling(MainModule.live(), store.wanted)
         self._last_function: tuple[bytes, Any] | None = None
         self.in_task = False
+        self._was_interrupted = False
+        self._rests = False
+        self._pid = os.getpid()
         store.add_peer(self._parent)
+
+    def interrupt(self) -> bool:
+        """Ctrl-C has come; may it raise?  It may in a task.  One that is about to begin is interrupted then."""
+        self._was_interrupted = True
+        if self.in_task:
+            self._rests = True
+        return self.in_task
 
     def start(self, initializer: Initializer | Travelled) -> bool:
         """Run the initializer, and say that this worker is ready; False if the initializer raised."""
@@ -125,9 +137,14 @@ class _Worker:
                 return
             message = messages.decode(data)
             if isinstance(message, Call):
+                self._was_interrupted = False
                 self._take(message.extras)
                 store.set_capacity(message.room)
                 self._answer(message)
+                if self._rests:
+                    # Whoever pressed may be about to take back, or to cancel, the tasks that would come next.
+                    self._rests = False
+                    self._end.wait_for_end(_REST)
             elif isinstance(message, Notice):
                 self._take(message.extras)
                 if message.room:
@@ -155,17 +172,25 @@ class _Worker:
         started = time.perf_counter_ns()
         ok, result = self._run(function, arguments, mode)
         microseconds = (time.perf_counter_ns() - started) // 1000
+        if os.getpid() != self._pid:
+            _leave(ok, result)
         function.release()
         arguments.release()
         ok, payload = self._pack(ok, result)
         del (
             result
         )  # its views, which may be of the arguments, must be gone before asking what is kept
+        try:
+            arenas = store.introduce(self._parent, payload.blocks) if payload.blocks else []
+        except OSError as error:  # out of descriptors
+            payload.release()
+            arenas = []
+            ok, payload = self._pack(False, _with_traceback(error))
         extras = self._extras(payload, lent)
         answer = Answer(
             call.task, ok, payload.data, payload.copied, payload.shared, microseconds, store.resident, extras
         )  # fmt: skip
-        fds = self._hand_over(extras, payload.blocks) if payload.blocks else None
+        fds = self._hand_over(extras, arenas) if arenas else None
         try:
             self._end.send(messages.encode(answer), fds)
         finally:
@@ -181,6 +206,8 @@ class _Worker:
                 args, kwargs = _resolved(args, kwargs, mode)
             self.in_task = True
             try:
+                if self._was_interrupted:
+                    raise KeyboardInterrupt  # as if it had just begun
                 return True, fn(*args, **kwargs)
             finally:
                 self.in_task = False
@@ -203,10 +230,23 @@ class _Worker:
         try:
             return ok, store.dump(result, pickling, RESULT if ok else EXCEPTION)
         except BaseException as error:
-            if not ok and isinstance(error, SerializationError):
-                # What was raised cannot travel: its traceback, at least, can.
-                error.add_note(f"The exception was:\n{getattr(result, 'tb', result)}")
-            return False, store.dump(_with_traceback(error), pickling, EXCEPTION)
+            if isinstance(error, SerializationError):
+                # For pools, which say so in multiprocessing's words.
+                shown = _shown(result if ok else getattr(result, "exc", result))
+                vars(error).update(value=shown, exc=repr(error.__cause__))
+                if not ok:
+                    # What was raised cannot travel: its traceback, at least, can.
+                    error.add_note(f"The exception was:\n{getattr(result, 'tb', result)}")
+            try:
+                return False, store.dump(_with_traceback(error), pickling, EXCEPTION)
+            except Exception as again:
+                # Nor can what was raised by pickling it: a BaseException of the user's, or one with causes that go
+                # along (tblib sees to that, which dask installs) and are too deep. What both say can.
+                from shmpool.serialize.words import reason_of
+
+                reason = f"{reason_of(error)}; {reason_of(again)}"
+                said = SerializationError(what=EXCEPTION[0], culprit=None, reason=reason)
+                return False, store.dump(_with_traceback(said), pickling, EXCEPTION)
 
     def _extras(self, payload: Payload, lent: list[Block]) -> Extras | None:
         released = self._store.take_releases(self._parent)
@@ -220,14 +260,22 @@ class _Worker:
         kept = self._store.kept_after(lent) if lent else []
         return Extras(kept=kept, released=released)  # type: ignore[arg-type]  # a Block is a triple of numbers
 
-    def _hand_over(self, extras: Extras | None, blocks: list[Block]) -> list[int]:
+    def _hand_over(self, extras: Extras | None, arenas: list[tuple[ArenaInfo, int]]) -> list[int]:
         assert extras is not None
         fds = []
-        for info, fd in self._store.introduce(self._parent, blocks):
+        for info, fd in arenas:
             extras.arenas.append(info)
             fds.append(fd)
             self._parent.knows.add(info.id)
         return fds
+
+
+def _leave(ok: bool, result: Any) -> NoReturn:
+    """A child that the task has forked came back from it: it ends as a process does, and answers nothing."""
+    if not ok and not isinstance(result.exc, SystemExit):
+        print(result.tb, file=sys.stderr)  # noqa: T201  # what else would have printed it
+        raise SystemExit(1)
+    raise SystemExit(0) if ok else result.exc
 
 
 def _resolved(
@@ -244,6 +292,14 @@ def _resolved(
         return values[id(arg)]
 
     return tuple(map(value, args)), {name: value(arg) for name, arg in kwargs.items()}
+
+
+def _shown(result: object) -> str:
+    """``repr(result)``, if that works, and not all of it if it is endless."""
+    try:
+        return repr(result)[:10_000]
+    except Exception:
+        return object.__repr__(result)
 
 
 def _with_traceback(error: BaseException) -> Any:

@@ -11,6 +11,7 @@ a worker would not notice the death of this process for as long as that child li
 from __future__ import annotations
 
 import contextlib
+import multiprocessing.process
 import os
 import select
 import signal
@@ -24,9 +25,11 @@ from typing import Any, Protocol
 
 from shmpool.store.peer import Peer
 from shmpool.store.store import Payload
-from shmpool.wire.channel import ParentEnd, WorkerEnd, make_channel
+from shmpool.wire.channel import ParentEnd, WorkerEnd, have_die_with, make_channel
 from shmpool.worker.init import Initializer
+from shmpool.worker.interrupts import held_back
 from shmpool.worker.main import Settings, main
+from shmpool.worker.threads import Herald, lower_libraries, variables
 
 __all__ = ["ProcessLike", "WorkerHandle", "start_worker"]
 
@@ -72,6 +75,8 @@ def end_from_fds(calls: int, answers: int, lifeline: int) -> WorkerEnd:
 
 
 def _run(travelled: TravellingEnd | _Arrived, initializer: Initializer, settings: Settings) -> None:
+    if isinstance(travelled, _Arrived):  # else it is forked, and inherits what was done
+        lower_libraries(settings.threads)
     main(travelled.end, initializer, settings)
 
 
@@ -88,6 +93,10 @@ class WorkerHandle:
     exited : int
         A descriptor that becomes readable when the process has ended: unlike multiprocessing's sentinel (a pipe), it
         does so also while children that the worker forked are alive.
+    armed : bool
+        The dispatcher waits for its answers.
+    ready : bool
+        It has started and run its initializer.
     leading : int or None
         The task that a thread waits for which reads this worker's answers meanwhile.
     introduced : list of int
@@ -101,6 +110,7 @@ class WorkerHandle:
     __slots__ = (
         "_own_pidfd",
         "_poller",
+        "armed",
         "end",
         "exited",
         "introduced",
@@ -111,6 +121,7 @@ class WorkerHandle:
         "pid",
         "process",
         "reader",
+        "ready",
     )
 
     def __init__(self, process: ProcessLike, end: ParentEnd, lent: Payload | None) -> None:
@@ -121,6 +132,8 @@ class WorkerHandle:
         self.reader = threading.Lock()
         self._poller: select.poll | None = None
         self.number = -1
+        self.armed = True
+        self.ready = False
         self.leading: int | None = None
         self.introduced: list[int] = []
         assert process.pid is not None
@@ -141,6 +154,10 @@ class WorkerHandle:
                 self._poller.register(fd, select.POLLIN)
         ready = dict(self._poller.poll(None if seconds is None else seconds * 1000))
         return self.exited not in ready and self.end.answers.fileno() in ready
+
+    def leave(self) -> None:
+        """Let another thread :meth:`wait`, although this one does so still, interrupted by a signal handler."""
+        self._poller = None
 
     def signal(self, number: int) -> None:
         """Send a signal, if the process has not ended."""
@@ -164,6 +181,10 @@ class WorkerHandle:
 Starter = Callable[[WorkerEnd], tuple[ProcessLike, Payload | None]]
 
 
+#: So often a worker's start is tried again.
+_MOST_CHANNELS = 5
+
+
 def start_worker(starter: Starter) -> WorkerHandle:
     """Make a channel and start a worker at its other end.
 
@@ -179,32 +200,50 @@ def start_worker(starter: Starter) -> WorkerHandle:
     Exception
         What pickling the initializer raises.
     """
-    end, worker_end = make_channel()
-    guard_when_forked(end)
-    try:
-        process, lent = starter(worker_end)
-    except BaseException:
-        forget_when_forked(end)
-        end.close()
-        raise
-    finally:
-        worker_end.close()
-    return WorkerHandle(process, end, lent)
+    for left in reversed(range(_MOST_CHANNELS)):
+        end, worker_end = make_channel()
+        guard_when_forked(end)
+        try:
+            process, lent = starter(worker_end)
+            with contextlib.suppress(ProcessLookupError):
+                have_die_with(process.pid or 0, worker_end.lifeline)
+        except BaseException as error:
+            forget_when_forked(end)
+            end.close()  # whoever may have got the other end ends
+            if not left or not isinstance(error, ChannelSpentError):
+                raise
+        else:
+            return WorkerHandle(process, end, lent)
+        finally:
+            worker_end.close()
+    raise AssertionError  # the last attempt has raised
+
+
+class ChannelSpentError(Exception):
+    """The worker was not started, or nobody knows: with another channel it is to be tried again."""
+
+    def __str__(self) -> str:
+        return "the template process, which forks workers, is killed again and again"
 
 
 def context_starter(context: Any, initializer: Initializer, settings: Settings) -> Starter:
     """Start processes through a context of multiprocessing or loky."""
+    method: str = context.get_start_method(allow_none=False)
 
     def start(end: WorkerEnd) -> tuple[ProcessLike, Payload | None]:
         process: BaseProcess = context.Process(
             target=_run, args=(TravellingEnd(end), initializer, settings)
         )
+        if method != "fork":
+            process.name = Herald(process.name, variables(settings.threads))
         try:
-            process.start()
+            with held_back(method):
+                process.start()
         except BaseException:
             if initializer.payload is not None:
                 initializer.payload.release()
             raise
+        forget_as_child_when_forked(process)
         lent, initializer.payload = initializer.payload, None
         return process, lent
 
@@ -228,7 +267,17 @@ def forget_when_forked(item: _Guarded) -> None:
     _guarded.discard(item)
 
 
+_children: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+
+
+def forget_as_child_when_forked(process: BaseProcess) -> None:
+    """Have multiprocessing not wait for ``process`` at the end of whatever this process forks."""
+    _children.add(process)
+
+
 def _after_fork_in_child() -> None:
+    multiprocessing.process._children.difference_update(_children)  # type: ignore[attr-defined]  # unknown to typeshed
+    _children.clear()
     for item in list(_guarded):
         item.close_when_forked()
     _guarded.clear()

@@ -23,11 +23,19 @@ import time
 from multiprocessing import connection
 from typing import Any
 
+from shmpool.errors import BrokenPoolError
 from shmpool.store.store import Payload
 from shmpool.wire.channel import WorkerEnd, die_with
 from shmpool.worker.init import Initializer
+from shmpool.worker.interrupts import held_back
 from shmpool.worker.main import Settings, main
-from shmpool.worker.process import end_from_fds, forget_when_forked, guard_when_forked
+from shmpool.worker.process import (
+    end_from_fds,
+    forget_as_child_when_forked,
+    forget_when_forked,
+    guard_when_forked,
+)
+from shmpool.worker.threads import lower_libraries
 
 __all__ = ["Template"]
 
@@ -56,7 +64,9 @@ class Template:
                 args=(context, other, lifeline, initializer, settings),
                 name="shmpool-template",
             )
-            self._process.start()
+            with held_back("fork"):
+                self._process.start()
+            forget_as_child_when_forked(self._process)
         except BaseException:
             self._close_descriptors()
             raise
@@ -70,7 +80,9 @@ class Template:
         Raises
         ------
         OSError
-            The template is gone, or the system gives no more processes.
+            The system gives no more processes.
+        BrokenPoolError
+            The template is gone.
         """
         status, status_out = os.pipe()
         try:
@@ -79,6 +91,8 @@ class Template:
                 self._socket, [b"f"], [calls.fileno(), answers.fileno(), lifeline, status_out]
             )
             reply = self._socket.recv(64)
+        except ConnectionError:
+            reply = b""
         except BaseException:
             os.close(status)
             raise
@@ -86,15 +100,18 @@ class Template:
             os.close(status_out)
         if len(reply) != _PID.size:
             os.close(status)
-            raise OSError(
-                f"the template process could not fork a worker: {reply.decode() or 'it is gone'}"
-            )
+            if not reply:
+                raise BrokenPoolError("the template process, which forks workers, is gone")
+            number, _, why = reply.decode().partition(" ")
+            raise OSError(int(number), f"the template process could not fork a worker: {why}")
         return TemplateChild(_PID.unpack(reply)[0], status), None
 
     def close(self) -> None:
         """End the template process; its workers must have ended before."""
         self._close_descriptors()
+        self._process.kill()  # whatever a signal handler of the user's may have made of it
         self._process.join()
+        self._process.close()  # its descriptors, although the executor may be kept
 
     def close_when_forked(self) -> None:
         """In a child of this process: close the copies."""
@@ -154,12 +171,11 @@ class TemplateChild:
 
     def _read_status(self) -> None:
         with self._lock:
-            if self.sentinel >= 0:
+            if self.sentinel >= 0 and self._exitcode is None:
                 data = os.read(self.sentinel, _EXITCODE.size)
                 # Nothing: the template died before it could wait for the worker. 255 as forkserver's children.
                 self._exitcode = _EXITCODE.unpack(data)[0] if len(data) == _EXITCODE.size else 255
-                os.close(self.sentinel)
-                self.sentinel = -1
+                # The sentinel stays open, as multiprocessing's does: somebody may be waiting on it.
 
     def _signal(self, number: int) -> None:
         if self.exitcode is None:
@@ -184,6 +200,14 @@ class TemplateChild:
             os.close(self.sentinel)
 
 
+def _exit_descriptor(process: Any) -> int:
+    """A new descriptor that becomes readable when a process has ended."""
+    try:
+        return os.pidfd_open(process.pid)
+    except (OSError, AttributeError):  # an old kernel: later, if the worker has children
+        return os.dup(process.sentinel)
+
+
 def _serve(
     context: Any,
     requests: socket.socket,
@@ -191,9 +215,13 @@ def _serve(
     initializer: Initializer,
     settings: Settings,
 ) -> None:
-    """The template's side: fork on request, report exit codes."""
+    """The template's side: fork on request, report exit codes.
+
+    SIGINT stays blocked as it was when this was forked, until a worker unblocks it.
+    """
     die_with(lifeline)
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    lowered = False
     children: dict[int, tuple[Any, int]] = {}  # by what tells of their end: process, status pipe
 
     def forked(channel: list[int]) -> None:
@@ -213,16 +241,19 @@ def _serve(
                     os.write(status, _EXITCODE.pack(process.exitcode))
                 os.close(status)
                 continue
-            _, fds, _, _ = socket.recv_fds(requests, 1, 4)
+            _, fds, _, _ = socket.recv_fds(requests, 1, 4, socket.MSG_CMSG_CLOEXEC)
             if len(fds) < 4:
                 return  # closed
+            if not lowered:  # only now: what this starts in OpenBLAS ends with the fork
+                lower_libraries(settings.threads)
+                lowered = True
             *channel, status = fds
             process = context.Process(target=forked, args=(channel,))
             try:
                 process.start()
-                children[os.pidfd_open(process.pid)] = process, status
+                children[_exit_descriptor(process)] = process, status
             except OSError as error:
-                requests.send(f"{error}".encode())
+                requests.send(f"{error.errno or 0} {error.strerror or error}".encode())
                 os.close(status)
             else:
                 requests.send(_PID.pack(process.pid))

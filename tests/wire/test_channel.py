@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -14,7 +15,16 @@ import pytest
 from support import wait_until
 
 from shmpool.errors import WireError
-from shmpool.wire.channel import MAX_PACKET, ParentEnd, WorkerEnd, die_with, make_channel
+from shmpool.wire import packets
+from shmpool.wire.channel import (
+    _FRAME,
+    _MARK,
+    MAX_PACKET,
+    ParentEnd,
+    WorkerEnd,
+    die_with,
+    make_channel,
+)
 
 
 @pytest.fixture
@@ -49,16 +59,18 @@ def contents_of(fds: list[int]) -> list[bytes]:
     return found
 
 
-def receive_all(parent: ParentEnd, count: int) -> list[bytes]:
-    """Read until so many messages are here."""
+def receive_all(parent: ParentEnd, count: int, fds: list[int] | None = None) -> list[bytes]:
+    """Read until so many messages are here; their descriptors are added to ``fds``."""
     found: list[bytes] = []
 
     def enough() -> bool:
         messages, _ = parent.receive()
         found.extend(map(bytes, messages))
+        if fds is not None and messages:
+            fds.extend(parent.descriptors.take(len(parent.descriptors)))
         return len(found) >= count
 
-    wait_until(enough, 10, f"{count} messages")
+    wait_until(enough, 60, f"{count} messages")
     return found
 
 
@@ -105,6 +117,35 @@ def test_a_full_socket_refuses_and_takes_again_when_something_was_read(channel):
     for _ in range(count):
         worker.receive()
     assert parent.send(bytes(50_000))
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["sendmmsg", "one by one"])
+def test_of_many_calls_those_are_sent_for_which_there_is_room(channel, monkeypatch, at_once):
+    if not at_once:
+        monkeypatch.setattr(packets, "_sendmmsg", None)  # as on 32-bit systems
+    parent, worker = channel
+    calls = [b"%d" % i + bytes(3000) for i in range(1000)]
+    count = parent.send_many(calls)
+    assert 0 < count < len(calls)
+    assert parent.send_many(calls[count:]) == 0
+    for call in calls[:count]:
+        assert bytes(worker.receive()) == call
+    assert parent.send_many(calls[count : count + 2]) == 2
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 70])
+def test_one_of_many_calls_that_cannot_be_sent_is_an_error_when_it_is_the_first(channel, before):
+    parent, worker = channel
+    calls = [b"%d" % i for i in range(before)]
+    too_long = bytes(10 * MAX_PACKET)
+    if before:
+        assert parent.send_many([*calls, too_long, b"after"]) == before
+    with pytest.raises(OSError, match=os.strerror(errno.EMSGSIZE)):
+        parent.send_many([too_long, b"after"])
+    assert [bytes(worker.receive()) for _ in calls] == calls
+    parent.end_of_calls()
+    with pytest.raises(BrokenPipeError):
+        parent.send_many([b"1", b"2"])
 
 
 def test_descriptors_arrive_with_their_calls(channel):
@@ -233,8 +274,8 @@ def test_an_answer_of_no_bytes_is_an_answer(channel):
 def test_an_answer_that_comes_in_pieces_is_put_together(channel):
     parent, worker = channel
     data = os.urandom(1000)
-    framed = len(data).to_bytes(4, "little") + data
-    pieces = [framed[:2], framed[2:5], framed[5:900], framed[900:] + framed[:3], framed[3:]]
+    framed = _FRAME.pack(len(data), len(data) ^ _MARK) + data
+    pieces = [framed[:2], framed[2:9], framed[9:900], framed[900:] + framed[:3], framed[3:]]
     got = []
     for piece in pieces:
         worker._answers.sendall(piece)
@@ -259,10 +300,10 @@ def test_an_answer_that_is_larger_than_all_buffers_arrives_whole(channel, with_d
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert receive_all(parent, 3) == [b"before", data, b"after"]
+    fds: list[int] = []
+    assert receive_all(parent, 3, fds) == [b"before", data, b"after"]
     thread.join()
-    if with_descriptor:
-        assert contents_of(parent.descriptors.take(1)) == [b"a"]
+    assert contents_of(fds) == [b"a"] * with_descriptor
     worker.send(b"short again")
     assert receive_all(parent, 1) == [b"short again"]
 
@@ -291,10 +332,66 @@ def test_the_end_of_answers_is_seen_after_the_last_one(channel):
     assert parent.receive() == ([], False)
 
 
-def test_an_answer_that_claims_to_be_huge_is_a_wire_error(channel):
+@pytest.mark.parametrize("length", [(1 << 28) + 1, (1 << 32) - 1])
+def test_an_answer_that_claims_to_be_huge_is_a_wire_error(channel, length):
     parent, worker = channel
-    worker._answers.sendall(b"\xff\xff\xff\xff")
+    worker._answers.sendall(_FRAME.pack(length, length ^ _MARK))
     with pytest.raises(WireError, match="claims"):
+        parent.receive()
+
+
+@pytest.mark.parametrize("before", [b"", b"!", b"123", b"1234", b"12345678", b"a line of text\n"])
+def test_what_else_gets_into_the_answers_is_a_wire_error_and_not_waited_for(channel, before):
+    parent, worker = channel
+    worker._answers.sendall(before)
+    worker.send(b"answer")
+    if not before:
+        assert [bytes(m) for m in parent.receive()[0]] == [b"answer"]
+        return
+    with pytest.raises(WireError):
+        parent.receive()
+
+
+def test_answers_before_something_wrong_count(channel):
+    parent, worker = channel
+    worker.send(b"1")
+    worker.send(b"2")
+    worker._answers.sendall(b"something wrong")
+    messages, _ = parent.receive()
+    assert [bytes(m) for m in messages] == [b"1", b"2"]
+    assert "claims" in parent.problem
+
+
+def test_descriptors_that_no_message_speaks_of_are_a_wire_error(channel):
+    parent, worker = channel
+    sent(worker, b"1", b"a")
+    parent.receive()
+    with pytest.raises(WireError, match="1 descriptors that no message"):
+        parent.receive()
+
+
+def test_descriptors_may_come_with_the_beginning_of_a_message(channel):
+    parent, worker = channel
+    fd = a_file(b"a")
+    framed = _FRAME.pack(3, 3 ^ _MARK) + b"abc"
+    socket.send_fds(worker._answers, [framed[:5]], [fd])
+    assert parent.receive() == ([], 5)
+    assert parent.receive() == ([], None)
+    worker._answers.sendall(framed[5:])
+    assert [bytes(m) for m in parent.receive()[0]] == [b"abc"]
+    os.close(fd)
+    assert contents_of(parent.descriptors.take(1)) == [b"a"]
+
+
+def test_descriptors_without_end_are_a_wire_error(channel):
+    parent, worker = channel
+    fd = a_file(b"a")
+    framed = _FRAME.pack(1000, 1000 ^ _MARK) + bytes(1000)
+    for i in range(2):
+        socket.send_fds(worker._answers, [framed[i : i + 1]], [fd] * 200)
+    os.close(fd)
+    parent.receive()
+    with pytest.raises(WireError, match="400 descriptors"):
         parent.receive()
 
 

@@ -61,9 +61,9 @@ def test_what_is_encoded_comes_back_the_same(message):
 @settings(max_examples=50)
 def test_payloads_may_be_views_of_other_memory(message):
     if isinstance(message, Call):
-        message.arguments = memoryview(message.arguments)
+        message = message._replace(arguments=memoryview(message.arguments))
     if isinstance(message, Answer):
-        message.result = memoryview(message.result)
+        message = message._replace(result=memoryview(message.result))
     assert decode(memoryview(encode(message))) == message
 
 

@@ -1,0 +1,116 @@
+"""The process that forks workers to replace others, and the workers that it forks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import signal
+from pathlib import Path
+
+from executor_tasks import SOON, run_script
+from support import wait_until
+
+from shmpool import ShmExecutor, WorkerDiedError
+
+
+def leave() -> None:
+    os._exit(3)
+
+
+def replace_the_worker(executor: ShmExecutor) -> None:
+    """Have the next worker be one of the template's."""
+    assert isinstance(executor.submit(leave).exception(SOON), WorkerDiedError)
+
+
+def test_a_worker_that_was_forked_on_request_looks_like_a_process_of_multiprocessing() -> None:
+    with ShmExecutor(1, "fork") as executor:
+        replace_the_worker(executor)
+        pid = executor.submit(os.getpid).result(SOON)
+        process = executor._processes[pid]
+        assert process.pid == process.ident == pid
+        assert process.is_alive() and process.exitcode is None
+        assert f"pid={pid} started" in repr(process)
+        process.terminate()
+        process.join(SOON)
+        assert not process.is_alive()
+        assert repr(process).endswith(f"pid={pid} stopped exitcode={-signal.SIGTERM}>")
+        process.kill()  # another process may have its number by now
+        another = executor.submit(os.getpid).result(SOON)
+        running = executor._processes[another]
+        running.join(0)
+        assert running.is_alive()
+        running.kill()
+        running.join()
+        assert running.exitcode == -signal.SIGKILL
+    process.close()
+    process.close()
+    process.join()
+    assert process.exitcode == -signal.SIGTERM
+
+
+def test_a_process_that_was_closed_while_it_ran_is_not_waited_for() -> None:
+    with ShmExecutor(1, "fork") as executor:
+        replace_the_worker(executor)
+        process = executor._processes[executor.submit(os.getpid).result(SOON)]
+        process.close()
+        process.join()
+        assert process.exitcode is None
+        assert executor.submit(abs, -1).result(SOON) == 1
+
+
+def ignores_interrupts(pid: int) -> bool:
+    """The last that a template does before it waits for requests."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (ignored,) = re.findall(r"^SigIgn:\s*(\w+)$", status, re.MULTILINE)
+    return bool(int(ignored, 16) & 1 << signal.SIGINT - 1)
+
+
+def test_a_template_without_descriptors_is_an_error_and_workers_come_later() -> None:
+    with ShmExecutor(1, "fork") as executor:
+        executor.submit(abs, -1).result(SOON)
+        template = executor._launcher._template._process.pid
+        wait_until(lambda: ignores_interrupts(template), 60, "the template to be ready")
+        # A request brings four, and then nothing is left to fork with.
+        limits = resource.prlimit(template, resource.RLIMIT_NOFILE)
+        taken = set(map(int, os.listdir(f"/proc/{template}/fd")))
+        fourth = [fd for fd in range(len(taken) + 4) if fd not in taken][3]
+        resource.prlimit(template, resource.RLIMIT_NOFILE, (fourth + 1, limits[1]))
+        replace_the_worker(executor)
+        error = executor.submit(abs, -1).exception(SOON)
+        assert isinstance(error, OSError) and error.errno == errno.EMFILE, repr(error)
+        assert "could not fork a worker" in str(error)
+        resource.prlimit(template, resource.RLIMIT_NOFILE, limits)
+        assert executor.submit(abs, -1).result(SOON) == 1
+        assert executor._launcher._template._process.pid == template
+
+
+KILLED_AGAIN_AND_AGAIN = """
+    import multiprocessing, os, signal
+    from shmpool import ShmExecutor
+
+    def die():
+        if multiprocessing.current_process().name == "shmpool-template":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def leave():
+        os._exit(3)
+
+    if __name__ == "__main__":
+        os.register_at_fork(before=die)
+        with ShmExecutor(1, "fork") as executor:
+            executor.submit(abs, -1).result()
+            print(type(executor.submit(leave).exception(60)).__name__)
+            try:
+                raise executor.submit(abs, -1).exception(60)
+            except Exception as error:
+                print(type(error).__name__, error)
+"""
+
+
+def test_a_template_that_is_killed_whenever_it_forks_breaks_the_pool(tmp_path: Path) -> None:
+    said = run_script(tmp_path, KILLED_AGAIN_AND_AGAIN).splitlines()
+    assert said[0] == "WorkerDiedError"
+    assert said[1].startswith("BrokenPoolError no worker could be started: ChannelSpentError")
+    assert "is killed again and again" in said[1]
