@@ -26,6 +26,10 @@ if TYPE_CHECKING:
         WorkerDiedError,
     )
     from shmpool.executor import ExecutorStats, ShmExecutor
+    from shmpool.integrations.install import install, uninstall
+    from shmpool.integrations.joblib import register_joblib_backend
+    from shmpool.pool import Pool, get_context
+    from shmpool.reusable import get_reusable_executor
     from shmpool.serialize.custom import deregister_serializer, register_serializer
     from shmpool.serialize.inspect import inspect_serializability
     from shmpool.store.explaining import Explanation, Part, explain
@@ -40,6 +44,7 @@ _HOME = {
     "ObjectRef": "store.refs",
     "ObjectStore": "store.store",
     "Part": "store.explaining",
+    "Pool": "pool",
     "RefError": "errors",
     "SerializationError": "errors",
     "ShmExecutor": "executor",
@@ -55,9 +60,14 @@ _HOME = {
     "deregister_serializer": "serialize.custom",
     "explain": "store.explaining",
     "get": "store.refs",
+    "get_context": "pool",
+    "get_reusable_executor": "reusable",
     "inspect_serializability": "serialize.inspect",
+    "install": "integrations.install",
     "put": "store.refs",
+    "register_joblib_backend": "integrations.joblib",
     "register_serializer": "serialize.custom",
+    "uninstall": "integrations.install",
 }
 
 __all__ = [
@@ -67,6 +77,7 @@ __all__ = [
     "ObjectRef",
     "ObjectStore",
     "Part",
+    "Pool",
     "RefError",
     "SerializationError",
     "ShmExecutor",
@@ -82,9 +93,14 @@ __all__ = [
     "empty",
     "explain",
     "get",
+    "get_context",
+    "get_reusable_executor",
     "inspect_serializability",
+    "install",
     "put",
+    "register_joblib_backend",
     "register_serializer",
+    "uninstall",
     "zeros",
 ]
 

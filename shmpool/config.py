@@ -7,8 +7,7 @@ agree, whatever happens to the environment in between.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 __all__ = ["Config", "parse_size", "pickle_debug"]
 
@@ -52,15 +51,18 @@ def parse_size(value: float | str, what: str) -> int:
     return int(size)
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(NamedTuple):
     """Tunables of a store and of the executors that use it."""
 
     #: Where arenas live: anonymous memory (memfd), or unlinked files where the system has no memfd.
     memory_backend: Literal["memfd", "file"] = "memfd"
     #: Buffers below this many bytes ride in the message. Two copies through a socket cost less than taking, mapping
-    #: and giving back a block up to about here (measured with benchmarks' 64 KB argument).
-    inline_limit: int = 64 * 1024
+    #: and giving back a block up to 128 KB and more (measured with benchmarks' 64 KB argument); but a message holds
+    #: only so much, and what rides is sent again for each task.
+    inline_limit: int = 72 * 1024
+    #: Of those, buffers of at least this size ride beside the pickle stream, which is searched for names: that takes
+    #: 20 us for 64 KB, while to keep a buffer apart takes 5 us.
+    ride_limit: int = 16 * 1024
     #: A payload longer than this goes through the store itself. A message has two (function and arguments), must fit
     #: whole into a socket's buffer (about 200 KB by default), and some of that is for what rides along.
     message_limit: int = 80 * 1024
@@ -78,8 +80,8 @@ class Config:
     prefetch_max: int = 32
     #: Enough tasks are sent ahead to keep a worker busy for this long, in microseconds.
     prefetch_us: int = 1000
-    #: Freed pages stay warm, since recycled memory is ten times as fast as fresh memory: up to this many bytes, or up
-    #: to two blocks like the one that was freed last, if those are more ...
+    #: Freed pages stay warm, since recycled memory is several times as fast as fresh memory: up to this many bytes, or
+    #: so many that together with what is in use they are no more than what was in use at a time lately ...
     warm_bytes: int = 256 * MIB
     #: ... but no more than this share of the store's capacity ...
     warm_share: float = 0.5
@@ -89,6 +91,8 @@ class Config:
     capacity_share: float = 0.6
     #: How private copies of pages are found: "scan" (PAGEMAP_SCAN), "pagemap", "none"; None = the best that works.
     dirty_detector: str | None = None
+    #: How many threads BLAS and OpenMP may use in each worker; None = the cores, divided among the workers; 0 = no cap.
+    worker_threads: int | None = None
     #: Recount the store's books after every change: slow, on in tests.
     verify: bool = False
 
@@ -119,6 +123,7 @@ class Config:
             arena_min=_size(env, "SHMPOOL_ARENA_MIN", default.arena_min),
             warm_seconds=_seconds(env, "SHMPOOL_WARM_SECONDS", default.warm_seconds),
             dirty_detector=detector,
+            worker_threads=_threads(env, "SHMPOOL_WORKER_THREADS"),
             verify=_flag(env, "SHMPOOL_VERIFY"),
         )
 
@@ -138,6 +143,15 @@ def _seconds(env: os._Environ[str], name: str, default: float) -> float:
         return float(text) if text else default
     except ValueError:
         raise ValueError(f"{name} must be a number of seconds, not {text!r}") from None
+
+
+def _threads(env: os._Environ[str], name: str) -> int | None:
+    text = env.get(name, "").strip().lower()
+    if text in ("", "off"):
+        return 0 if text else None
+    if text.isdecimal():
+        return int(text)
+    raise ValueError(f"{name} must be a number of threads, or 'off' for no cap, not {env[name]!r}")
 
 
 def _flag(env: os._Environ[str], name: str) -> bool:

@@ -76,17 +76,27 @@ class WorkerDiedError(ShmPoolError, BrokenProcessPool):
         Its exit code; negative for a signal, as in ``multiprocessing.Process.exitcode``.
     task : str
         What it was running.
+    problem : str or None
+        Why it was ended, if shmpool did that: something between it and this process went wrong.
     """
 
-    _fields = ("pid", "exitcode", "task")
+    _fields = ("pid", "exitcode", "task", "problem")
 
-    def __init__(self, *, pid: int, exitcode: int | None, task: str) -> None:
-        super().__init__(pid, exitcode, task)
+    def __init__(
+        self, *, pid: int, exitcode: int | None, task: str, problem: str | None = None
+    ) -> None:
+        super().__init__(pid, exitcode, task, problem)
         self.pid = pid
         self.exitcode = exitcode
         self.task = task
+        self.problem = problem
 
     def __str__(self) -> str:
+        if self.problem is not None:
+            return (
+                f"worker {self.pid} was ended while it ran {self.task}: {self.problem}. Only this task is lost; the "
+                "pool goes on."
+            )
         hint = ""
         if self.exitcode == -signal.SIGKILL:
             hint = (

@@ -3,37 +3,60 @@
 from __future__ import annotations
 
 import itertools
+import math
 import signal
 import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
 from functools import partial
-from types import FunctionType
-from typing import Any, Literal, TypeVar
+from types import BuiltinFunctionType, FunctionType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
+from shmpool.dispatch.counts import Counts
 from shmpool.dispatch.driver import Driver
+from shmpool.dispatch.future import TaskFuture
+from shmpool.dispatch.living import total_counts
 from shmpool.dispatch.state import Machine
-from shmpool.dispatch.task import Function, Task
+from shmpool.dispatch.task import Function, Limits, Task
+from shmpool.lokys import loky_context_module
+from shmpool.mapping import and_then, chunked, ordered, unordered
 from shmpool.serialize.pickling import ARGUMENTS, FOUND_BY_NAME, FUNCTION
 from shmpool.store.current import get_store
 from shmpool.store.refs import ObjectRef, put
 from shmpool.store.store import ObjectStore, StoreStats
+from shmpool.worker.chunks import Chunk, StarChunk
+from shmpool.worker.interrupts import is_blocked
 from shmpool.worker.launch import Launcher, find_context
 from shmpool.worker.main import Settings
 from shmpool.worker.process import ProcessLike
+from shmpool.worker.threads import threads_each
 
-__all__ = ["ExecutorStats", "ShmExecutor"]
+if TYPE_CHECKING:
+    from shmpool.progress import Bar
+
+__all__ = ["ExecutorStats", "ShmExecutor", "total_stats"]
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class ExecutorStats:
+class _Keep:
+    """Stands for an option that is not given."""
+
+    def __repr__(self) -> str:
+        return "<as it was>"
+
+
+_KEEP: Any = _Keep()
+#: So many calls of one map are submitted together.
+_MOST_TOGETHER = 32
+#: Not to be changed.
+_NO_KWARGS: dict[str, Any] = {}
+
+
+class ExecutorStats(NamedTuple):
     """What went through an executor so far.
 
     Attributes
@@ -47,6 +70,8 @@ class ExecutorStats:
     tasks_submitted, tasks_done, tasks_failed : int
         Numbers of tasks; "done" are those that a worker answered, with a result or an exception, "failed" those that
         got no answer.
+    tasks_retried : int
+        How many times a task was run again since its worker had died.
     workers_died : int
         How many tasks were lost to the death of a worker.
     workers : int
@@ -61,9 +86,63 @@ class ExecutorStats:
     tasks_submitted: int
     tasks_done: int
     tasks_failed: int
+    tasks_retried: int
     workers_died: int
     workers: int
     store: StoreStats
+
+    @classmethod
+    def of(cls, counts: Counts, workers: int, store: StoreStats) -> ExecutorStats:
+        """From the driver's counts."""
+        return cls(
+            bytes_copied=counts.copied,
+            bytes_shared=counts.shared,
+            bytes_inline=counts.inline,
+            tasks_submitted=counts.submitted,
+            tasks_done=counts.done,
+            tasks_failed=counts.failed,
+            tasks_retried=counts.retried,
+            workers_died=counts.died,
+            workers=workers,
+            store=store,
+        )
+
+
+def total_stats() -> ExecutorStats:
+    """Figures of what went through all executors of this process so far, over the process-wide store.
+
+    ``workers`` is 0.
+    """
+    return ExecutorStats.of(total_counts(), 0, get_store().stats())
+
+
+class _Options(NamedTuple):
+    timeout: float | None
+    retries: int
+    mmap_mode: Literal["c", "r"]
+    progress: Any
+
+    def check(self) -> None:
+        """Raise ValueError for what makes no sense."""
+        if self.mmap_mode not in ("c", "r"):
+            raise ValueError(
+                f"mmap_mode must be 'c' (private copy-on-write) or 'r' (read-only), not {self.mmap_mode!r}"
+            )
+        timeout, retries = self.timeout, self.retries
+        if timeout is not None and not (_is_number(timeout) and 0 < timeout < math.inf):
+            raise ValueError(
+                f"timeout must be a positive number of seconds or None, not {timeout!r}"
+            )
+        if type(retries) is not int or retries < 0:
+            raise ValueError(f"retries must be a number of times, 0 or more, not {retries!r}")
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.timeout, self.retries, self.mmap_mode == "r")
+
+    @property
+    def has_progress(self) -> bool:
+        return self.progress is not None and self.progress is not False
 
 
 class ShmExecutor(Executor):
@@ -83,11 +162,14 @@ class ShmExecutor(Executor):
         Run in each worker before its first task, with ``initargs``.
     initargs : tuple
     max_tasks_per_child : int, optional
-        A worker is replaced after so many tasks.  Not with "fork".
+        A worker is replaced after so many tasks.
     mmap_mode : {"c", "r"}
         How arrays arrive, in tasks and in results: ``"c"`` writable, private (copy-on-write); ``"r"`` read-only.
     store : ObjectStore, optional
         Default: the process-wide one.
+    idle_timeout : float, optional
+        Workers that had nothing to do for so many seconds (or up to a quarter longer) leave; others come when there is
+        work again.  Default: they stay.
 
     Raises
     ------
@@ -105,6 +187,7 @@ class ShmExecutor(Executor):
         max_tasks_per_child: int | None = None,
         mmap_mode: Literal["c", "r"] = "c",
         store: ObjectStore | None = None,
+        idle_timeout: float | None = None,
     ) -> None:
         if max_workers is None:
             max_workers = _cpu_count()
@@ -112,40 +195,56 @@ class ShmExecutor(Executor):
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        if mmap_mode not in ("c", "r"):
-            raise ValueError(
-                f"mmap_mode must be 'c' (private copy-on-write) or 'r' (read-only), not {mmap_mode!r}"
-            )
+        options = _Options(timeout=None, retries=0, mmap_mode=mmap_mode, progress=None)
         if store is not None and not isinstance(store, ObjectStore):
             raise TypeError(f"store must be an ObjectStore, not {store!r}")
-        if mp_context is None and max_tasks_per_child is not None:
-            mp_context = "spawn"
-        context = find_context(mp_context)
+        if idle_timeout is not None and not (_is_number(idle_timeout) and idle_timeout > 0):
+            raise ValueError(
+                f"idle_timeout must be a positive number of seconds, not {idle_timeout!r}"
+            )
         if max_tasks_per_child is not None:
-            _check_max_tasks(max_tasks_per_child, context)
+            _check_max_tasks(max_tasks_per_child)
+            if mp_context is None:
+                mp_context = "spawn"  # as the standard library does
+        context = find_context(mp_context)
         store = store or get_store()
         config = store.config
-        settings = Settings(config, store.capacity, store.spill_dir, store.huge_pages, mmap_mode)
+        settings = Settings(
+            config, store.capacity, store.spill_dir, store.huge_pages, mmap_mode,
+            threads_each(max_workers, config.worker_threads), not is_blocked(),
+        )  # fmt: skip
         launcher = Launcher(context, store, initializer, initargs, settings)
         machine = Machine(
             max_workers, max_tasks_per_child, launcher.forks,
             config.prefetch_min, config.prefetch_max, config.prefetch_us,
         )  # fmt: skip
-        self._driver = Driver(machine, store, mmap_mode, launcher.starters, launcher.close)
+        self._driver = Driver(machine, store, launcher.starters, launcher.close, idle_timeout)
         self._launcher = launcher
         self._store = store
         self._last_function: tuple[Any, Function] | None = None
-        self._readonly = mmap_mode == "r"
+        self._common_bars: weakref.WeakSet[Bar] = weakref.WeakSet()  # of all views
+        self._set_options(options)
         # Third parties read these of a ProcessPoolExecutor.
         self._max_workers: int = max_workers
         self._mp_context = context
         self._processes: dict[int, ProcessLike] = self._driver.processes
+        #: The executor that this one is a view of, see options().
+        self._whole: Self | None = None
         # When nobody can submit any more, what was submitted is finished, and the workers end.
         weakref.finalize(self, self._driver.abandon).atexit = False
 
     @property
     def _broken(self) -> str | Literal[False]:
         return self._driver.broken or False
+
+    @property
+    def is_usable(self) -> bool:
+        """Does it take tasks?  Not after shutdown, when it is broken, or in a forked child."""
+        try:
+            self._driver.check()
+        except RuntimeError:
+            return False
+        return True
 
     def __repr__(self) -> str:
         return (
@@ -169,15 +268,7 @@ class ShmExecutor(Executor):
         BrokenPoolError
             The workers cannot be started.
         """
-        self._driver.check()
-        self._driver.start()
-        try:
-            function = self._function(fn)
-            task = self._task(function, args, kwargs, None)
-        except Exception as error:
-            return _failed(error)
-        self._submit(task)
-        return task.future
+        return self._bind(fn)(args, kwargs)
 
     def map(
         self,
@@ -209,6 +300,28 @@ class ShmExecutor(Executor):
         ValueError, TypeError
             ``chunksize`` or ``buffersize`` make no sense.
         """
+        return self._map(ordered, fn, iterables, timeout, chunksize, buffersize)
+
+    def map_unordered(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Like :meth:`map`, with the results as they come: none waits for one that takes longer."""
+        return self._map(unordered, fn, iterables, timeout, chunksize, buffersize)
+
+    def _map(
+        self,
+        results_of: Callable[..., Iterator[Any]],
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        timeout: float | None,
+        chunksize: int,
+        buffersize: int | None,
+    ) -> Iterator[Any]:
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         if buffersize is not None and not isinstance(buffersize, int):
@@ -216,25 +329,24 @@ class ShmExecutor(Executor):
         if buffersize is not None and buffersize < 1:
             raise ValueError("buffersize must be None or > 0")
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._driver.check()
-        self._driver.start()
-        calls: Iterator[tuple[Any, ...]] = zip(*iterables)  # noqa: B905  # the shortest ends it, as for map()
         # No user code runs between the items of these, so an array seen twice has not changed in between.
         inert = not buffersize and all(type(it) in _INERT for it in iterables)
-        epoch = object() if inert else None
+        bar = self._bar(iterables)
+        calls: Iterator[tuple[Any, ...]] = zip(*iterables)  # noqa: B905  # the shortest ends it, as for map()
         if chunksize > 1:
-            calls = _chunked(calls, chunksize)
+            calls = chunked(calls, chunksize)
+            fn = StarChunk(fn, self._options.mmap_mode)
+        if bar is not None:
+            calls = and_then(calls, bar.no_more)
         try:
-            function = self._function(partial(_run_chunk, fn) if chunksize > 1 else fn)
-        except Exception as error:
-            submit_next: Callable[[tuple[Any, ...]], Future[Any]] = partial(_failed_call, error)
-        else:
-            # With a buffersize the results need the executor, else only their futures.
-            executor = weakref.ref(self) if buffersize is None else lambda: self
-            submit_next = partial(_submit_call, executor, function, epoch)
-        futures = deque(map(submit_next, itertools.islice(calls, buffersize)))
-        results = _results(futures, calls if buffersize else None, submit_next, deadline)
-        return itertools.chain.from_iterable(results) if chunksize > 1 else results
+            results = results_of(self._bind_all(fn, inert, bar), calls, buffersize, deadline)
+        except BaseException:
+            if bar is not None:
+                bar.close()
+            raise
+        if chunksize > 1:
+            results = itertools.chain.from_iterable(results)
+        return results if bar is None else bar.watched(results)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks; let the workers end when what was submitted is done.
@@ -246,15 +358,112 @@ class ShmExecutor(Executor):
         cancel_futures : bool
             Cancel the tasks that have not begun.
         """
-        thread = self._driver.shutdown(cancel_futures)
+        self._shutdown(wait, cancel_futures)
+
+    def _shutdown(self, wait: bool, cancel_futures: bool, *, interrupted: bool = False) -> None:
+        for bar in list(self._common_bars):
+            bar.no_more()
+        thread = self._driver.shutdown(cancel_futures, interrupted=interrupted)
         if wait and thread is not None and thread is not threading.current_thread():
             thread.join()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Shut down, and wait.  Ctrl-C has ended the tasks that ran: if it ends the block, no other begins."""
+        self._shutdown(True, False, interrupted=isinstance(error, KeyboardInterrupt))
 
     # ---------------------------------------------------------------- more than that
 
     def put(self, obj: object) -> ObjectRef:
         """Put an object into this executor's store, once, for any number of its tasks; see :func:`shmpool.put`."""
         return put(obj, store=self._store)
+
+    def options(
+        self,
+        *,
+        timeout: float | None = _KEEP,
+        retries: int = _KEEP,
+        mmap_mode: Literal["c", "r"] = _KEEP,
+        progress: Any = _KEEP,
+    ) -> Self:
+        """The same executor, with other options for what is submitted through the returned object.
+
+        Workers, store and everything else are shared: to shut one down is to shut both down.  What is not given stays.
+
+        Parameters
+        ----------
+        timeout : float or None
+            Seconds that a task may run, counted from when a worker begins it; a chunk of ``map`` is one task.  A task
+            that runs longer is ended with its worker, which is replaced: its future raises
+            :class:`~shmpool.TaskTimeoutError`.
+        retries : int
+            So many times a task is run again if its worker dies.  Not if it raises, or runs too long.
+        mmap_mode : {"c", "r"}
+            As for the executor itself.
+        progress : bool, str or dict
+            Show the progress of ``map``, ``map_unordered`` and of submitted tasks, with tqdm: True, or the bar's
+            description, or tqdm's keyword arguments.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A value makes no sense.
+        ImportError
+            Progress is to be shown, and tqdm is not installed.
+        """
+        given = {
+            "timeout": timeout,
+            "retries": retries,
+            "mmap_mode": mmap_mode,
+            "progress": progress,
+        }
+        changed = {name: value for name, value in given.items() if value is not _KEEP}
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._whole = self._whole or self
+        other._set_options(self._options._replace(**changed))
+        return other
+
+    def _set_options(self, options: _Options) -> None:
+        options.check()
+        self._options = options
+        self._limits = options.limits
+        self._common_bar: Bar | None = None
+        if options.has_progress:
+            from shmpool.progress import Bar, bar_options  # seldom wanted, and start-up counts
+
+            self._common_bar = Bar(bar_options(options.progress) or {}, open_ended=True)
+            self._common_bars.add(self._common_bar)
+
+    def cancel_running(self, future: Future[Any]) -> bool:
+        """Cancel a task even if it runs: its worker is killed, and replaced.
+
+        Parameters
+        ----------
+        future : concurrent.futures.Future
+            From this executor.
+
+        Returns
+        -------
+        bool
+            The future is cancelled.  False: it is done, or its result is about to be there.
+
+        Raises
+        ------
+        ValueError
+            The future is not of this executor.
+        """
+        if isinstance(future, TaskFuture) and future.driver is not self._driver.ref:
+            raise ValueError(f"{future!r} is not of this executor")
+        if future.cancel():
+            return True
+        if isinstance(future, TaskFuture) and self._driver.end_running(future.number):
+            future.cancel_running()
+        return future.cancelled()
 
     def terminate_workers(self) -> None:
         """End the workers at once (SIGTERM), and shut down; tasks under way fail.  As in Python 3.14."""
@@ -266,25 +475,128 @@ class ShmExecutor(Executor):
 
     def stats(self) -> ExecutorStats:
         """Figures of what went through this executor so far."""
-        counts = self._driver.counts
-        return ExecutorStats(
-            bytes_copied=counts.copied,
-            bytes_shared=counts.shared,
-            bytes_inline=counts.inline,
-            tasks_submitted=counts.submitted,
-            tasks_done=counts.done,
-            tasks_failed=counts.failed,
-            workers_died=counts.died,
-            workers=len(self._processes),
-            store=self._store.stats(),
-        )
+        return ExecutorStats.of(self._driver.counts, len(self._processes), self._store.stats())
 
-    def _submit(self, task: Task) -> None:
+    # ---------------------------------------------------------------- for the other faces
+
+    def _bind(
+        self, fn: Callable[..., Any], inert: bool = False, bar: Bar | None = None
+    ) -> Callable[..., Future[Any]]:
+        """Pickle a function once, for many calls.
+
+        Parameters
+        ----------
+        fn : callable
+        inert : bool
+            No user code runs between the calls: an array that comes again has not changed.
+        bar : Bar, optional
+            From :meth:`_bar`, to show the progress of these calls.  Default: that of all calls of this view together,
+            if its options say so.
+
+        Returns
+        -------
+        callable
+            Given the arguments (a tuple and, if any, a dict), submits a call, and returns its future.
+        """
+        self._start()
         try:
-            self._driver.submit(task)
+            function = self._function(fn)
+        except Exception as error:
+            return partial(_failed, error)
+        submit = partial(self._call, function, object() if inert else None)
+        bar = bar or self._common_bar
+        if bar is None:
+            return submit
+        return bar.watching(submit, _items_of_chunk if isinstance(fn, Chunk) else None)
+
+    def _bind_all(
+        self, fn: Callable[..., Any], inert: bool, bar: Bar | None
+    ) -> Callable[[Iterable[tuple[Any, ...]]], Iterator[Future[Any]]]:
+        """As :meth:`_bind`, but what it returns is given the arguments of many calls, and returns their futures."""
+        if not inert or bar or self._common_bar:
+            return partial(map, self._bind(fn, inert, bar))
+        self._start()
+        try:
+            function = self._function(fn)
+        except Exception as error:
+            return partial(map, partial(_failed, error))
+        return partial(self._calls, function, object())
+
+    def _bar(self, iterables: tuple[Iterable[Any], ...]) -> Bar | None:
+        """A progress bar for the calls that are made of these, if the options say so."""
+        if not self._options.has_progress:
+            return None
+        from shmpool.progress import Bar, bar_options, total_of
+
+        return Bar(bar_options(self._options.progress) or {}, total_of(iterables))
+
+    def _call(
+        self,
+        function: Function,
+        epoch: object,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] = _NO_KWARGS,
+    ) -> Future[Any]:
+        self._driver.check()
+        try:
+            task = self._task(function, epoch, args, kwargs)
+        except Exception as error:
+            return _failed(error)
+        return self._take_on([task])[0]
+
+    def _calls(
+        self, function: Function, epoch: object, calls: Iterable[tuple[Any, ...]]
+    ) -> Iterator[Future[Any]]:
+        """Several calls, of which none has to be waited for: together they cost less, and small tasks are all cost."""
+        most = 1  # the first are on their way at once
+        tasks: list[Task] = []
+        try:
+            for args in calls:
+                try:
+                    task = self._task(function, epoch, args, _NO_KWARGS)
+                except Exception as error:
+                    if tasks:
+                        yield from self._take_on(tasks)
+                        tasks = []
+                    yield _failed(error)
+                    continue
+                tasks.append(task)
+                if len(tasks) >= most or task.arguments.blocks:
+                    yield from self._take_on(tasks)
+                    tasks = []
+                    most = min(2 * most, _MOST_TOGETHER)
+            if tasks:
+                yield from self._take_on(tasks)
+                tasks = []
+        finally:
+            _release(tasks)
+
+    def _task(
+        self, function: Function, epoch: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Task:
+        arguments = self._store.dump((args, kwargs), self._launcher.pickling, ARGUMENTS, epoch)
+        return Task(function, arguments, self._limits)
+
+    def _take_on(self, tasks: list[Task]) -> list[Future[Any]]:
+        try:
+            self._driver.submit(tasks)
         except BaseException:
-            task.arguments.release()
+            _release(tasks)
             raise
+        return [task.future for task in tasks]
+
+    def _start(self) -> None:
+        self._driver.check()
+        self._driver.start()
+
+    def _start_all_workers(self) -> None:
+        """Start all workers now; to be called before anything else."""
+        self._driver.start_all()
+
+    def _resize(self, max_workers: int) -> None:
+        """Have more workers from now on, or fewer: those that are too many leave when they have nothing to do."""
+        self._driver.resize(max_workers)
+        self._max_workers = max_workers
 
     def _function(self, fn: Callable[..., Any]) -> Function:
         last = self._last_function
@@ -297,36 +609,13 @@ class ShmExecutor(Executor):
             self._last_function = fn, function
         return function
 
-    def _task(
-        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], epoch: object
-    ) -> Task:
-        arguments = self._store.dump((args, kwargs), self._launcher.pickling, ARGUMENTS, epoch)
-        return Task(function, arguments, self._readonly)
 
-
+_NAMED = (FunctionType, BuiltinFunctionType, type)
 _INERT = (list, tuple, range, itertools.repeat)
 
 
-def _submit_call(
-    executor: Callable[[], ShmExecutor | None],
-    function: Function,
-    epoch: object,
-    args: tuple[Any, ...],
-) -> Future[Any]:
-    ex = executor()
-    if ex is None:
-        raise RuntimeError("cannot schedule new futures: the executor is gone")
-    ex._driver.check()
-    try:
-        task = ex._task(function, args, {}, epoch)
-    except Exception as error:
-        return _failed(error)
-    ex._submit(task)
-    return task.future
-
-
 def _is_found_by_name(fn: Any) -> bool:
-    if type(fn) is not FunctionType:
+    if type(fn) not in _NAMED:
         return False
     module = sys.modules.get(fn.__module__)
     return module is not None and module.__dict__.get(fn.__qualname__) is fn
@@ -339,68 +628,34 @@ def _name(fn: Any) -> str:
     return str(getattr(fn, "__qualname__", None) or f"a {type(fn).__name__}")
 
 
-def _failed(error: BaseException) -> Future[Any]:
+def _release(tasks: Iterable[Task]) -> None:
+    """Let go of the arguments of tasks that were not taken on.  (If they were, Ctrl-C may have come just then.)"""
+    for task in tasks:
+        if task.future.driver is None:
+            task.arguments.release()
+
+
+def _failed(error: BaseException, *_call: Any) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
     future.set_exception(error)
     return future
 
 
-def _failed_call(error: BaseException, _args: tuple[Any, ...]) -> Future[Any]:
-    return _failed(error)
+def _items_of_chunk(args: tuple[Any, ...], *_: Any) -> int:
+    return len(args)
 
 
-def _results(
-    futures: deque[Future[Any]],
-    calls: Iterator[tuple[Any, ...]] | None,
-    submit_next: Callable[[tuple[Any, ...]], Future[Any]],
-    deadline: float | None,
-) -> Iterator[Any]:
-    """Yield results in order; for each one taken submit one more of ``calls``."""
-    try:
-        while futures:
-            if calls is not None:
-                for args in itertools.islice(calls, 1):
-                    futures.append(submit_next(args))
-            # No name may keep the future, and so its result, alive while the caller looks at it.
-            yield _result_or_cancel(futures.popleft(), deadline)
-    finally:
-        for future in futures:
-            future.cancel()
-
-
-def _result_or_cancel(future: Future[T], deadline: float | None) -> T:
-    try:
-        try:
-            return future.result(None if deadline is None else deadline - time.monotonic())
-        finally:
-            future.cancel()
-    finally:
-        del future  # breaks a cycle with the exception's traceback
-
-
-def _chunked(calls: Iterator[tuple[Any, ...]], size: int) -> Iterator[tuple[Any, ...]]:
-    while chunk := list(itertools.islice(calls, size)):
-        yield (chunk,)
-
-
-def _run_chunk(fn: Callable[..., T], calls: list[tuple[Any, ...]]) -> list[T]:
-    return [fn(*args) for args in calls]
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _cpu_count() -> int:
-    from loky.backend.context import cpu_count
-
-    return int(cpu_count())
+    return int(loky_context_module().cpu_count())
 
 
-def _check_max_tasks(max_tasks_per_child: object, context: Any) -> None:
+def _check_max_tasks(max_tasks_per_child: object) -> None:
     if not isinstance(max_tasks_per_child, int):
         raise TypeError("max_tasks_per_child must be an integer")
     if max_tasks_per_child <= 0:
         raise ValueError("max_tasks_per_child must be >= 1")
-    if context.get_start_method(allow_none=False) == "fork":
-        raise ValueError(
-            "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; "
-            "supply a different mp_context."
-        )

@@ -6,7 +6,6 @@ Workers import this module to find its tasks, so it imports nothing that is heav
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from shmpool.config import Config
 
 METHODS = ("fork", "forkserver", "spawn", "loky")
 #: Seconds that a future may take before the test fails (rather than hangs).
-SOON = 30 * TIMEUNIT
+SOON = 60 * TIMEUNIT
 
 
 # Executors.
@@ -33,7 +32,7 @@ SOON = 30 * TIMEUNIT
 def meet(folder: str, name: str, parties: int) -> int:
     """Return when ``parties`` tasks are in here at the same time; the pid."""
     Path(folder, name).touch()
-    wait_until(lambda: len(os.listdir(folder)) >= parties, 30, f"{parties} tasks at a time")
+    wait_until(lambda: len(os.listdir(folder)) >= parties, 60, f"{parties} tasks at a time")
     return os.getpid()
 
 
@@ -59,7 +58,7 @@ def warm_executor(
     method: str, *, backend: str = "memfd", workers: int = 2, **options: Any
 ) -> Iterator[shmpool.ShmExecutor]:
     """An executor for a whole module."""
-    config = dataclasses.replace(Config.from_env(), memory_backend=backend)
+    config = Config.from_env()._replace(memory_backend=backend)
     store = shmpool.ObjectStore(config=config)
     with shmpool.ShmExecutor(workers, mp_context=method, store=store, **options) as executor:
         warm_up(executor, workers)
@@ -69,7 +68,8 @@ def warm_executor(
 # Programs.
 
 _ENVIRONMENT = {
-    **os.environ,
+    # Not development mode: what programs print is looked at.
+    **{name: value for name, value in os.environ.items() if name != "PYTHONDEVMODE"},
     # The shmpool that is tested here, wherever it is.
     "PYTHONPATH": os.pathsep.join(
         [str(Path(shmpool.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]

@@ -23,6 +23,11 @@ ERRORS = [
     (shmpool.WorkerDiedError(pid=12, exitcode=-99, task="f"), BrokenProcessPool, ["signal 99"]),
     (shmpool.WorkerDiedError(pid=12, exitcode=3, task="f"), BrokenProcessPool, ["exit code 3"]),
     (shmpool.WorkerDiedError(pid=12, exitcode=None, task="f"), BrokenProcessPool, ["unknown"]),
+    (
+        shmpool.WorkerDiedError(pid=12, exitcode=-9, task="f", problem="a message of 7 bytes"),
+        BrokenProcessPool,
+        ["12", "f", "a message of 7 bytes"],
+    ),
     (shmpool.BrokenPoolError("it broke"), BrokenProcessPool, ["it broke"]),
     (
         shmpool.StoreFullError(requested=1000, used=2000, capacity=3000, detail="no more"),

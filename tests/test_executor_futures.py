@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool, _RemoteTraceback
@@ -71,7 +72,7 @@ class Gate:
         return wait_here
 
     def wait_for(self, number: int) -> None:
-        wait_until(lambda: len(os.listdir(self._here)) >= number, 30, f"{number} tasks at the gate")
+        wait_until(lambda: len(os.listdir(self._here)) >= number, 60, f"{number} tasks at the gate")
 
 
 @pytest.fixture
@@ -137,10 +138,11 @@ def test_map_times_out(executor: ShmExecutor, gate: Gate) -> None:
     results = executor.map(
         lambda i, task=gate.task: task() if i else "at once", [0, 1], timeout=0.3
     )
-    assert next(results) == "at once"
+    found: list[object] = []
     with pytest.raises(TimeoutError):
-        next(results)
+        found.extend(results)
     gate.open()
+    assert found in (["at once"], [])  # nothing, if it was not at once on a busy machine
 
 
 def test_map_abandoned_early_cancels_what_has_not_begun(executor: ShmExecutor, gate: Gate) -> None:
@@ -388,7 +390,7 @@ def test_callback_that_raises_is_logged_and_harms_nothing(
     gate.open()
     future.result(SOON)
     assert executor.submit(abs, -1).result(SOON) == 1
-    wait_until(lambda: "nothing there" in caplog.text, 10, "the log")
+    wait_until(lambda: "nothing there" in caplog.text, 60, "the log")
 
 
 def test_callback_may_submit(executor: ShmExecutor) -> None:
@@ -471,7 +473,7 @@ def test_executor_that_is_dropped_finishes_its_work_and_leaves_nothing(start_met
     processes = executor._processes
     del executor
     assert [int(future.result(SOON)[0]) for future in futures] == list(range(20))
-    wait_until(lambda: not processes, 20, "the workers to end")
+    wait_until(lambda: not processes, 60, "the workers to end")
     # Descriptors, threads and blocks are what the watch on every test looks at.
 
 
@@ -592,15 +594,22 @@ def log_to(path: str) -> None:
     raise LookupError("no such setting")
 
 
+def error_of_submit(executor: ShmExecutor, *call: Any) -> BaseException | None:
+    """What the future raises, or submit itself, if the pool is known to be broken by then."""
+    try:
+        return executor.submit(*call).exception(2 * SOON)
+    except BrokenProcessPool as error:
+        return error
+
+
 def test_initializer_that_fails_is_logged_and_breaks_the_pool_with_the_reason(
     start_method: str, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
     with ShmExecutor(1, mp_context=start_method, initializer=log_to, initargs=(str(log),)) as ex:
         assert not ex._broken
-        futures = [ex.submit(abs, -i) for i in range(3)]
-        for future in futures:
-            error = future.exception(SOON)
+        for i in range(3):
+            error = error_of_submit(ex, abs, -i)
             assert isinstance(error, BrokenProcessPool)
             assert "no such setting" in str(error)
         assert "no such setting" in str(ex._broken)
@@ -612,8 +621,7 @@ def test_initializer_that_fails_is_logged_and_breaks_the_pool_with_the_reason(
 
 def test_initializer_that_ends_the_process_breaks_the_pool(start_method: str) -> None:
     with ShmExecutor(1, mp_context=start_method, initializer=os._exit, initargs=(3,)) as executor:
-        error = executor.submit(abs, -1).exception(2 * SOON)
-        assert isinstance(error, BrokenProcessPool)
+        assert isinstance(error_of_submit(executor, abs, -1), BrokenProcessPool)
         with pytest.raises(BrokenProcessPool):
             executor.submit(abs, 1)
 
@@ -636,10 +644,6 @@ def test_initializer_that_cannot_be_pickled_is_said_to_be(method: str) -> None:
 
 
 def test_worker_is_replaced_after_max_tasks_per_child(start_method: str) -> None:
-    if start_method == "fork":
-        with pytest.raises(ValueError, match="max_tasks_per_child is incompatible"):
-            ShmExecutor(1, mp_context="fork", max_tasks_per_child=2)
-        return
     with ShmExecutor(1, mp_context=start_method, max_tasks_per_child=4) as executor:
         array = np.arange(20_000)
         results = list(executor.map(lambda a: (os.getpid(), a), [array] * 12, timeout=2 * SOON))
@@ -680,7 +684,7 @@ def test_attributes_that_third_parties_read(start_method: str) -> None:
         assert processes[pid].is_alive()
         assert processes[pid].exitcode is None
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: pid not in processes, 20, "the death to be noticed")
+        wait_until(lambda: pid not in processes, 60, "the death to be noticed")
         assert executor.submit(os.getpid).result(SOON) in processes
         assert executor._processes is processes
     assert executor._processes is processes
@@ -694,7 +698,6 @@ BAD_ARGUMENTS: list[dict[str, Any]] = [
     {"max_workers": 1, "initializer": "no function"},
     {"max_workers": 1, "max_tasks_per_child": 0},
     {"max_workers": 1, "max_tasks_per_child": 1.5},
-    {"max_workers": 1, "max_tasks_per_child": 1, "mp_context": multiprocessing.get_context("fork")},
 ]
 
 
@@ -724,6 +727,18 @@ def test_submit_takes_any_keyword(executor: ShmExecutor) -> None:
     assert found == {"self": 1, "fn": 2, "task": 3, "timeout": 4}
     with pytest.raises(TypeError):
         executor.submit()  # type: ignore[call-arg]
+
+
+def test_map_submits_the_calls_around_one_that_cannot_be_pickled(executor: ShmExecutor) -> None:
+    before = executor.stats().tasks_submitted
+    calls: list[Any] = [*range(50), threading.Lock(), np.ones(1 << 17), *range(50)]
+    results = executor.map(type, calls)
+    assert [next(results) for _ in range(50)] == [int] * 50
+    with pytest.raises(SerializationError, match="lock"):
+        next(results)
+    assert executor.stats().tasks_submitted == before + 101
+    results = executor.map_unordered(type, [*calls[:50], *calls[51:]])
+    assert Counter(results) == {int: 100, np.ndarray: 1}
 
 
 # Who runs when.
@@ -764,7 +779,7 @@ def test_task_that_was_sent_ahead_can_be_cancelled_and_its_neighbours_run(
         for future in [executor.submit(abs, -i) for i in range(1000)]:
             future.result(SOON)  # so short that many are sent ahead from now on
         blocker = executor.submit(tasks.meet, str(tmp_path), "task", 2)
-        wait_until(lambda: os.listdir(tmp_path), 30, "the first task to begin")
+        wait_until(lambda: os.listdir(tmp_path), 60, "the first task to begin")
         ahead = [executor.submit(os.getpid) for _ in range(20)]
         assert all(future.cancel() for future in ahead[::2])
         assert not blocker.cancel()

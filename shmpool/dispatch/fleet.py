@@ -105,6 +105,7 @@ class Fleet:
 
     def ready(self, handle: WorkerHandle) -> None:
         """A worker has started, and so has the arenas of its initializer's arguments."""
+        handle.ready = True
         handle.peer.knows.update(handle.introduced)
 
     def retire(self, worker: int) -> None:
@@ -134,15 +135,17 @@ class Fleet:
         self._store.lost_peer(handle.peer)
         handle.close()
 
-    def pause(self, handle: WorkerHandle) -> None:
-        """Do not wait for a worker's answers: another thread does."""
-        if handle.end.answers.fileno() in self._sources:
+    def disarm(self, handle: WorkerHandle) -> None:
+        """Do not wait for a worker's answers: another thread does, or nobody for now."""
+        if handle.armed and handle.end.answers.fileno() in self._sources:
             self.poller.modify(handle.end.answers.fileno(), 0)
+            handle.armed = False
 
-    def resume(self, handle: WorkerHandle) -> None:
+    def arm(self, handle: WorkerHandle) -> None:
         """Wait for a worker's answers again."""
-        if handle.end.answers.fileno() in self._sources:
+        if not handle.armed and handle.end.answers.fileno() in self._sources:
             self.poller.modify(handle.end.answers.fileno(), select.EPOLLIN)
+            handle.armed = True
 
     def stop_reading(self, handle: WorkerHandle) -> None:
         """Nothing more will come from a worker."""
@@ -158,27 +161,49 @@ class Fleet:
 
     # ---------------------------------------------------------------- what is said to a worker
 
-    def send(self, worker: int, number: int, task: Task) -> bool:
-        """Send a task to a worker; False if its socket is full.
+    def send(self, worker: int, batch: list[tuple[int, Task]]) -> tuple[int, Exception | None]:
+        """Send tasks to a worker, as far as its socket has room.
 
-        Raises
-        ------
-        OSError
-            It cannot be sent, now or later.
+        Returns
+        -------
+        int
+            How many were sent, the first ones.
+        Exception or None
+            Why the next cannot be sent, now or later; None if there is no next, or no room for it now.
         """
-        handle = task.handle = self.workers[worker]
+        handle = self.workers[worker]
         peer = handle.peer
         room = self._store.room_for(peer)
-        function, arguments = task.function.payload.data, task.arguments.data
-        if not (task.blocks or peer.to_free or peer.to_forget):
-            return handle.end.send(
-                messages.encode(Call(number, function, arguments, task.readonly, room))
-            )
+        sent = 0
+        while sent < len(batch):
+            if peer.to_free or peer.to_forget:
+                plain: list[bytes] = []
+            else:
+                plain = _plain_calls(batch[sent:] if sent else batch, handle, room)
+            try:
+                if plain:
+                    went = handle.end.send_many(plain)
+                    sent += went
+                    if went < len(plain):
+                        return sent, None
+                else:
+                    if not self._send_with_extras(handle, *batch[sent], room):
+                        return sent, None
+                    sent += 1
+            except Exception as error:
+                return sent, error.with_traceback(None)  # its frames hold those of whoever submits
+        return sent, None
+
+    def _send_with_extras(self, handle: WorkerHandle, number: int, task: Task, room: int) -> bool:
+        """Send a task with what else is to be said; False if the socket is full."""
+        task.handle = handle
         extras = self._news(handle)
         sent = False
         try:
             with _introduced(self._store, handle, task.blocks, extras) as fds:
-                call = Call(number, function, arguments, task.readonly, room, extras)
+                call = Call(
+                    number, task.function.payload.data, task.arguments.data, task.limits.readonly, room, extras
+                )  # fmt: skip
                 sent = handle.end.send(messages.encode(call), fds)
         finally:
             if sent:
@@ -209,7 +234,10 @@ class Fleet:
             extras = self._news(handle)
             if extras:
                 notice = Notice(extras, self._store.room_for(handle.peer))
-                if not handle.end.send(messages.encode(notice)):
+                sent = False
+                with contextlib.suppress(OSError):  # it is about to end
+                    sent = handle.end.send(messages.encode(notice))
+                if not sent:
                     self._unsaid(handle, extras)
 
     def _news(self, handle: WorkerHandle) -> Extras:
@@ -218,6 +246,21 @@ class Fleet:
 
     def _unsaid(self, handle: WorkerHandle, extras: Extras) -> None:
         self._store.untake_frees(handle.peer, extras.freed, extras.forgotten)
+
+
+def _plain_calls(batch: list[tuple[int, Task]], handle: WorkerHandle, room: int) -> list[bytes]:
+    """The messages of the first tasks, up to one with blocks."""
+    plain = []
+    for number, task in batch:
+        if task.blocks:
+            break
+        task.handle = handle
+        plain.append(
+            messages.encode_call(
+                number, task.function.payload.data, task.arguments.data, task.limits.readonly, room
+            )
+        )
+    return plain
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ Rules
   if there may be more; else they are sent ahead to busy ones, as many as keep a worker busy for about a millisecond.
 * When a worker has nothing left to do and nothing is pending, tasks that another has not read are taken back for it.
   So a task never waits for a long one while a worker is idle, and tasks that wait for each other get a worker each.
+* A task with retries is pending again when its worker dies, until it has none left.
 * A worker reads one task at a time.  So when it dies, the tasks that could be taken back were not begun, and of the
   others exactly one, if any, was running.
 """
@@ -26,9 +27,12 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict, deque
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-__all__ = ["Action", "Break", "Fail", "Machine", "Recall", "Retire", "Send", "Start", "Stop"]
+__all__ = [
+    "Action", "Again", "Break", "Fail", "Machine", "Recall", "Retire", "Send", "Start", "Stop", "Watch",
+]  # fmt: skip
 
 
 class Start(NamedTuple):
@@ -52,7 +56,7 @@ class Recall(NamedTuple):
 
 
 class Retire(NamedTuple):
-    """The worker has run as many tasks as it may: let it end; nothing more is heard of it here."""
+    """Let the worker end: it is not needed any more, or has run as many tasks as it may.  No more is heard of it."""
 
     worker: int
 
@@ -62,10 +66,23 @@ class Stop(NamedTuple):
 
 
 class Fail(NamedTuple):
-    """The task is lost: the worker that ran it died; or the pool is broken, if ``worker`` is None."""
+    """The task is lost: the worker that ran it died; or, if ``worker`` is None, there is none that could run it."""
 
     task: int
     worker: int | None
+
+
+class Again(NamedTuple):
+    """The worker that ran the task died, and the task will be sent once more: it is nowhere until then."""
+
+    task: int
+    worker: int
+
+
+class Watch(NamedTuple):
+    """A task whose time is limited is the first in its worker's queue: its time runs."""
+
+    task: int
 
 
 class Break(NamedTuple):
@@ -74,17 +91,20 @@ class Break(NamedTuple):
     worker: int
 
 
-Action = Start | Send | Recall | Retire | Stop | Fail | Break
+Action = Start | Send | Recall | Retire | Stop | Fail | Again | Watch | Break
 
 #: So many workers in a row may die before they are ready. One can be the system's doing; three are the initializer's.
 _MOST_STILLBORN = 3
+#: A worker that was idle at so many sweeps in a row leaves.
+SWEEPS = 4
 
 
 class _Worker:
-    __slots__ = ("assigned", "full", "ready", "tasks")
+    __slots__ = ("assigned", "condemned", "full", "ready", "tasks")
 
     def __init__(self) -> None:
         self.ready = False
+        self.condemned = False  # it is being killed
         self.full = False  # its socket takes no more for now
         self.assigned = 0
         self.tasks: OrderedDict[int, None] = OrderedDict()  # sent and not answered, oldest first
@@ -101,12 +121,17 @@ class Machine:
         Start all workers with the first task, and keep up their number; else start them on demand.
     prefetch_min, prefetch_max, prefetch_us : int
         How far to send ahead, see :class:`shmpool.config.Config`.
+
+    Attributes
+    ----------
+    start_all : bool
+        As given; may be set as long as nothing has started.
     """
 
     __slots__ = (
         "_ahead", "_idle", "_limit", "_max_workers", "_microseconds", "_next_worker", "_pending", "_prefetch_max",
-        "_prefetch_min", "_prefetch_us", "_room", "_sent", "_start_all", "_stillborn", "_workers",
-        "broken", "closing", "stopped",
+        "_prefetch_min", "_prefetch_us", "_retries", "_room", "_sent", "_stillborn", "_timed", "_workers",
+        "broken", "closing", "start_all", "stopped",
     )  # fmt: skip
 
     def __init__(
@@ -120,7 +145,7 @@ class Machine:
     ) -> None:
         self._max_workers = max_workers
         self._limit = max_tasks_per_child
-        self._start_all = start_all
+        self.start_all = start_all
         self._prefetch_min = prefetch_min
         self._prefetch_max = prefetch_max
         self._prefetch_us = prefetch_us
@@ -130,11 +155,15 @@ class Machine:
         )
         self._pending: deque[int] = deque()
         self._workers: dict[int, _Worker] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()  # ready, nothing to do
+        self._idle: OrderedDict[int, int] = (
+            OrderedDict()
+        )  # ready, nothing to do; seen so at so many sweeps
         self._room: OrderedDict[int, None] = OrderedDict()  # busy, and may be sent more
         self._next_worker = 0
         self._stillborn = 0
         self._sent = 0  # tasks sent and not answered
+        self._timed: set[int] = set()  # tasks whose time is limited
+        self._retries: dict[int, int] = {}  # how often a task may be run again
         self.closing = False
         self.stopped = False
         self.broken = False
@@ -143,33 +172,87 @@ class Machine:
 
     def started(self) -> list[Action]:
         """The pool begins: which workers must be there before the first task?"""
-        return [self._start() for _ in range(self._max_workers)] if self._start_all else []
+        return [self._start() for _ in range(self._max_workers)] if self.start_all else []
 
-    def submitted(self, task: int) -> list[Action]:
-        """There is a new task."""
-        self._pending.append(task)
+    def submitted(self, task: int, timed: bool = False, retries: int = 0) -> list[Action]:
+        """There is a new task: is its time limited, and how often may it be run again if its worker dies?"""
+        return self.submitted_all([task], timed, retries)
+
+    def submitted_all(
+        self, tasks: Sequence[int], timed: bool = False, retries: int = 0
+    ) -> list[Action]:
+        """There are several new tasks."""
+        if timed:
+            self._timed.update(tasks)
+        if retries:
+            self._retries.update(dict.fromkeys(tasks, retries))
+        self._pending.extend(tasks)
         return self._next()
 
     def ready(self, worker: int) -> list[Action]:
         """A worker has started."""
+        state = self._workers.get(worker)
+        if state is None:
+            return []
         self._stillborn = 0
-        self._workers[worker].ready = True
+        state.ready = True
         self._place(worker)
         return self._next()
 
     def answered(self, worker: int, task: int, microseconds: int) -> list[Action]:
         """A worker has run a task, in so many microseconds."""
-        self._microseconds += (microseconds - self._microseconds) * 0.2
+        return self.answered_all(worker, [(task, microseconds)])
+
+    def answered_all(self, worker: int, answers: list[tuple[int, int]]) -> list[Action]:
+        """A worker has run several tasks: the task and its microseconds, each."""
+        for _, microseconds in answers:
+            self._microseconds += (microseconds - self._microseconds) * 0.2
         self._ahead = max(
             self._prefetch_min,
             min(self._prefetch_max, int(self._prefetch_us / (self._microseconds + 1.0))),
         )
-        return self._done(worker, task)
+        return self._done(worker, [task for task, _ in answers])
 
     def dropped(self, worker: int, task: int) -> list[Action]:
         """A task that was to be sent turned out to be cancelled."""
         self._workers[worker].assigned -= 1
-        return self._done(worker, task)
+        return self._done(worker, [task])
+
+    def load(self, worker: int) -> int:
+        """How many tasks were sent to a worker and not answered?"""
+        state = self._workers.get(worker)
+        return 0 if state is None else len(state.tasks)
+
+    def is_running(self, worker: int, task: int, unread: Collection[int]) -> bool:
+        """Does a worker run a task, if these are what it has not read?  If it has read others, they came after it."""
+        state = self._workers.get(worker)
+        return state is not None and state.tasks.keys() - set(unread) == {task}
+
+    def doomed(self, task: int) -> None:
+        """A task's worker is being killed on purpose, because of this task: it is not to be run again."""
+        self._retries.pop(task, None)
+
+    def condemned(self, worker: int) -> None:
+        """A worker is being killed on purpose: it is sent nothing more."""
+        state = self._workers.get(worker)
+        if state is not None:
+            state.condemned = True
+            self._place(worker)
+
+    def swept(self) -> list[Action]:
+        """Some time has passed, always the same: workers that had nothing to do for :data:`SWEEPS` times leave."""
+        actions: list[Action] = []
+        for worker, times in list(self._idle.items()):
+            if times < SWEEPS:
+                self._idle[worker] = times + 1
+            else:
+                actions.append(self._retire(worker))
+        return actions
+
+    def resized(self, max_workers: int) -> list[Action]:
+        """There may be more workers, or fewer: those that are too many leave when they have nothing to do."""
+        self._max_workers = max_workers
+        return self._next()
 
     def refused(self, worker: int, task: int) -> list[Action]:
         """The worker's socket is full: the task was not sent."""
@@ -182,21 +265,39 @@ class Machine:
         self._place(worker)
         return []
 
+    def unstarted(self) -> None:
+        """What :meth:`started` asked for could not be had: it will be asked again."""
+        self._workers.clear()
+
     def start_failed(self, worker: int) -> bool:
         """A worker could not be started; False if the pool has none now."""
         del self._workers[worker]
         return bool(self._workers)
 
+    def starved(self) -> list[Action]:
+        """There is no worker, and none can be started now: what is pending is not to wait for that to change."""
+        actions: list[Action] = [Fail(task, None) for task in self._pending]
+        for task in self._pending:
+            self._forget(task)
+        self._pending.clear()
+        return actions + self._next()
+
     def recalled(self, worker: int, tasks: list[int], unwanted: int | None = None) -> list[Action]:
         """These tasks were taken back from a worker, unread; one of them may be wanted no more."""
         state = self._workers[worker]
+        first = next(iter(state.tasks), None)
+        tasks = [task for task in tasks if task in state.tasks]  # all, of a worker that is honest
         for task in tasks:
             del state.tasks[task]
         state.assigned -= len(tasks)
         self._sent -= len(tasks)
+        if unwanted is not None:
+            self._forget(unwanted)
         self._put_back([task for task in tasks if task != unwanted])
         self._place(worker)
-        return self._next(recall=False)
+        # What has brought nothing would bring nothing again, for ever. What has brought something may not have been
+        # enough for all who are idle; and after a cancel the worker itself may have nothing left to do.
+        return self._watch(state, first) + self._next(recall=bool(tasks))
 
     def died(self, worker: int, unread: list[int]) -> list[Action]:
         """A worker is dead; the tasks ``unread`` were taken back from it."""
@@ -209,15 +310,24 @@ class Machine:
             return []
         self._sent -= len(state.tasks)
         actions: list[Action] = []
+        unread = [task for task in unread if task in state.tasks]  # see recalled()
         for task in unread:
             del state.tasks[task]
-        actions += [Fail(task, worker) for task in state.tasks]
+        for task in state.tasks:
+            left = self._retries.get(task, 0)
+            if left:
+                self._retries[task] = left - 1
+                actions.append(Again(task, worker))
+                self._put_back([task])
+            else:
+                self._forget(task)
+                actions.append(Fail(task, worker))
         self._put_back(unread)
         if not state.ready:
             self._stillborn += 1
             if self._stillborn >= _MOST_STILLBORN:
                 return [*actions, Break(worker)]
-        if self._start_all and not self.closing and not self.broken:
+        if self.start_all and not self.closing and len(self._workers) < self._max_workers:
             actions.append(self._start())
         return actions + self._next()
 
@@ -225,6 +335,7 @@ class Machine:
         """A pending task was cancelled, or is no more wanted."""
         with contextlib.suppress(ValueError):
             self._pending.remove(task)
+        self._forget(task)
         return self._next()
 
     def closed(self) -> list[Action]:
@@ -242,29 +353,55 @@ class Machine:
         self._sent = 0
         actions += [Fail(task, None) for task in self._pending]
         self._pending.clear()
+        self._timed.clear()
+        self._retries.clear()
         self._idle.clear()
         self._room.clear()
         return actions
 
     # ---------------------------------------------------------------- what to do about it
 
-    def _done(self, worker: int, task: int) -> list[Action]:
+    def _done(self, worker: int, tasks: list[int]) -> list[Action]:
         state = self._workers.get(worker)
-        if state is None or task not in state.tasks:
+        if state is None:
             return []
-        del state.tasks[task]
-        self._sent -= 1
+        first = next(iter(state.tasks), None)
+        known = [task for task in tasks if task in state.tasks]
+        if not known:
+            return []
+        for task in known:
+            del state.tasks[task]
+            self._forget(task)
+        self._sent -= len(known)
         state.full = False
-        if self._limit is not None and state.assigned >= self._limit and not state.tasks:
-            del self._workers[worker]
-            self._idle.pop(worker, None)
-            self._room.pop(worker, None)
-            actions: list[Action] = [Retire(worker)]
-            if self._start_all and not self.closing:
+        spent = self._limit is not None and state.assigned >= self._limit
+        if not state.tasks and (spent or len(self._workers) > self._max_workers):
+            actions: list[Action] = [self._retire(worker)]
+            if self.start_all and not self.closing and len(self._workers) < self._max_workers:
                 actions.append(self._start())
             return actions + self._next()
         self._place(worker)
-        return self._next()
+        return self._watch(state, first) + self._next() if self._timed else self._next()
+
+    def _watch(self, state: _Worker, before: int | None) -> list[Action]:
+        """Does the time of a task begin, which was behind task ``before`` in its worker's queue?"""
+        first = next(iter(state.tasks), None)
+        return (
+            [Watch(first)] if first is not None and first != before and first in self._timed else []
+        )
+
+    def _forget(self, task: int) -> None:
+        """A task is settled."""
+        if self._timed:
+            self._timed.discard(task)
+        if self._retries:
+            self._retries.pop(task, None)
+
+    def _retire(self, worker: int) -> Retire:
+        del self._workers[worker]
+        self._idle.pop(worker, None)
+        self._room.pop(worker, None)
+        return Retire(worker)
 
     def _put_back(self, tasks: list[int]) -> None:
         """These are pending again; the pending tasks stay in the order of their numbers."""
@@ -279,13 +416,14 @@ class Machine:
         """Enter a worker where it belongs: idle, with room for more, or neither."""
         state = self._workers[worker]
         idle = room = False
-        if state.ready and (self._limit is None or state.assigned < self._limit):
+        spent = self._limit is not None and state.assigned >= self._limit
+        if state.ready and not state.condemned and not spent:
             if not state.tasks:
                 idle = True
             else:
                 room = len(state.tasks) <= self._ahead and not state.full
         if idle:
-            self._idle[worker] = None
+            self._idle[worker] = 0
         else:
             self._idle.pop(worker, None)
         if room:
@@ -318,8 +456,12 @@ class Machine:
                 self._sent += 1
                 self._place(worker)
                 actions.append(Send(task, worker))
+                if self._timed and task in self._timed and len(state.tasks) == 1:
+                    actions.append(Watch(task))
             if len(self._workers) < self._max_workers:
                 self._start_workers(actions)
+        while self._idle and len(self._workers) > self._max_workers:
+            actions.append(self._retire(next(iter(self._idle))))
         if recall and self._idle and self._sent > 1 and not pending:
             self._recall(actions)
         if self.closing and not self.stopped and not pending and not self._sent:
@@ -335,7 +477,7 @@ class Machine:
             waiting += max(0, len(worker.tasks) - 1)
             starting += not worker.ready
         if waiting:
-            needed = self._max_workers if self._start_all else waiting - len(self._idle) - starting
+            needed = self._max_workers if self.start_all else waiting - len(self._idle) - starting
             missing = min(needed, self._max_workers - len(self._workers))
             actions.extend(self._start() for _ in range(missing))
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures._base import PENDING
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from shmpool.dispatch.future import TaskFuture
 from shmpool.store.blocks import Block
 from shmpool.store.store import Payload
 from shmpool.worker.process import WorkerHandle
 
-__all__ = ["Function", "Task", "TaskFuture"]
+__all__ = ["Function", "Limits", "Task"]
 
 
 class Function:
@@ -30,51 +28,22 @@ class Function:
         self.payload.release_later()
 
 
-class TaskFuture(Future[Any]):
-    """A future whose waiter reads the answer itself, if it can: that saves waking another thread, a third of the time.
+class Limits(NamedTuple):
+    """What the user of a task has set for it.
 
     Attributes
     ----------
-    lead : callable or None
-        Called with the future and the seconds left by a thread that is about to wait; returns when it cannot help.
+    timeout : float or None
+        Seconds that it may run.
+    retries : int
+        How many times it is run again when its worker died.
+    readonly : bool
+        How its arguments and result are mapped.
     """
 
-    lead: Callable[[TaskFuture, float | None], None] | None = None
-    #: Called without arguments; True if the task was taken back, since its worker had not begun it.
-    take_back: Callable[[], bool] | None = None
-
-    def cancel(self) -> bool:
-        """As ``Future.cancel``; a task that was sent ahead to a busy worker counts as not begun."""
-        if super().cancel():
-            return True
-        if self.running() and self.take_back is not None and self.take_back():
-            with self._condition:
-                self._state = PENDING
-            super().cancel()
-            self.set_running_or_notify_cancel()  # tell who waits for it
-            return True
-        return False
-
-    def result(self, timeout: float | None = None) -> Any:
-        """As ``Future.result``."""
-        return super().result(self._seconds_left(timeout))
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """As ``Future.exception``."""
-        return super().exception(self._seconds_left(timeout))
-
-    def _seconds_left(self, timeout: float | None) -> float | None:
-        """Lead, and tell how long is left to wait."""
-        lead = self.lead
-        if lead is None or not self.running():
-            return timeout
-        if timeout is None:
-            lead(self, None)
-            return None
-        deadline = time.monotonic() + timeout
-        if timeout > 0:
-            lead(self, timeout)
-        return deadline - time.monotonic()
+    timeout: float | None = None
+    retries: int = 0
+    readonly: bool = False
 
 
 class Task:
@@ -82,32 +51,35 @@ class Task:
 
     Attributes
     ----------
-    future : concurrent.futures.Future
+    future : TaskFuture
     function : Function
     arguments : Payload
         The pickled (args, kwargs).
-    blocks : list of Block
+    blocks : sequence of Block
         Those of the function and of the arguments; held until the task is settled.
-    readonly : bool
-        How they are mapped in the worker.
+    limits : Limits
     started : bool
         The future is running, from its user's point of view: the task was sent to a worker.
     handle : WorkerHandle or None
         The worker that it was sent to.
-    introduced : list of int
+    introduced : sequence of int
         Arenas whose descriptors went with it: the worker knows them when it has answered.
+    doom : BaseException or None
+        Its worker was killed because of it: this is why.
     """
 
     __slots__ = (
-        "arguments", "blocks", "function", "future", "handle", "introduced", "readonly", "started",
+        "arguments", "blocks", "doom", "function", "future", "handle", "introduced", "limits", "started",
     )  # fmt: skip
 
-    def __init__(self, function: Function, arguments: Payload, readonly: bool) -> None:
+    def __init__(self, function: Function, arguments: Payload, limits: Limits) -> None:
         self.future = TaskFuture()
         self.function = function
         self.arguments = arguments
-        self.blocks: list[Block] = function.payload.blocks + arguments.blocks
-        self.readonly = readonly
+        mine, its = arguments.blocks, function.payload.blocks
+        self.blocks: Sequence[Block] = its + mine if its and mine else its or mine
+        self.limits = limits
         self.started = False
         self.handle: WorkerHandle | None = None
-        self.introduced: list[int] = []
+        self.introduced: Sequence[int] = ()
+        self.doom: BaseException | None = None

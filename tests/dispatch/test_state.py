@@ -1,15 +1,25 @@
-"""The state machine: tables of events and the actions they lead to, and random lives against a trivial model."""
+"""The state machine: tables of events and the actions they lead to; test_random_lives.py has the rest."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from shmpool.dispatch.state import Action, Break, Fail, Machine, Recall, Retire, Send, Start, Stop
+from shmpool.dispatch.state import (
+    SWEEPS,
+    Action,
+    Again,
+    Break,
+    Fail,
+    Machine,
+    Recall,
+    Retire,
+    Send,
+    Start,
+    Stop,
+    Watch,
+)
 
 
 def on_demand(
@@ -94,6 +104,32 @@ def test_when_the_only_process_cannot_be_started_that_is_said():
     assert machine.broke() == [Fail(0, None)]
 
 
+def test_tasks_that_no_worker_can_be_started_for_fail_and_the_next_one_tries_again():
+    machine = on_demand(2)
+    for task in range(3):
+        machine.submitted(task, timed=True, retries=1)
+    assert machine.start_failed(1)
+    assert not machine.start_failed(0)
+    assert machine.starved() == [Fail(0, None), Fail(1, None), Fail(2, None)]
+    assert machine.submitted(3) == [Start(2)]
+    assert machine.ready(2) == [Send(3, 2)]
+
+
+def test_a_closing_pool_whose_last_tasks_nobody_can_run_stops():
+    machine = on_demand(1)
+    machine.submitted(0)
+    machine.closed()
+    assert not machine.start_failed(0)
+    assert machine.starved() == [Fail(0, None), Stop()]
+
+
+def test_a_pool_whose_first_workers_cannot_be_started_asks_for_them_again():
+    machine = all_at_once(2)
+    assert machine.started() == [Start(0), Start(1)]
+    machine.unstarted()
+    assert machine.started() == [Start(2), Start(3)]
+
+
 # ---------------------------------------------------------------- sending ahead
 
 
@@ -150,6 +186,17 @@ def test_a_worker_that_becomes_idle_takes_half_of_what_the_busiest_has_not_begun
     assert machine.recalled(0, [2, 4])[0] == Send(2, 1)
 
 
+def test_when_several_workers_are_idle_each_takes_a_task_that_waits_behind_another():
+    machine = with_ready_workers(all_at_once(3, ahead=4), 3)
+    for task in range(9):
+        machine.submitted(task)  # 0, 3, 6 to the first; 1, 4, 7; 2, 5, 8
+    assert machine.answered_all(2, [(2, 1), (5, 1), (8, 1)]) == [Recall(0, 1)]
+    assert machine.recalled(0, []) == [], "it has run them all, but its answers are on their way"
+    assert machine.answered_all(0, [(0, 1), (3, 1), (6, 1)]) == [Recall(1, 1)]
+    assert machine.recalled(1, [4]) == [Send(4, 2), Recall(1, 1)], "the other is idle as well"
+    assert machine.recalled(1, [7]) == [Send(7, 0)]
+
+
 def test_a_recall_that_brings_nothing_is_not_followed_by_another():
     machine = on_demand(2)
     machine.submitted(0)
@@ -157,6 +204,14 @@ def test_a_recall_that_brings_nothing_is_not_followed_by_another():
     machine.ready(0)
     assert machine.ready(1) == [Recall(0, 1)]
     assert machine.recalled(0, []) == []
+
+
+def test_a_worker_whose_only_task_is_cancelled_takes_one_that_waits_behind_another():
+    machine = with_ready_workers(all_at_once(2), 2)
+    for task in range(3):
+        machine.submitted(task)
+    assert machine.recalled(1, [1], unwanted=1) == [Recall(0, 1)]
+    assert machine.recalled(0, [2]) == [Send(2, 1)]
 
 
 def test_nothing_is_recalled_from_a_worker_with_one_task():
@@ -347,6 +402,350 @@ def test_a_pool_that_starts_all_replaces_a_retired_worker_at_once():
     assert machine.answered(1, 1, 1) == [Retire(1), Stop()], "but not while it is closing"
 
 
+# ---------------------------------------------------------------- limited time
+
+
+def timed_tasks(machine: Machine, count: int) -> list[Action]:
+    return [action for task in range(count) for action in machine.submitted(task, timed=True)]
+
+
+def test_the_time_of_a_task_runs_from_when_it_is_sent_to_an_idle_worker():
+    machine = with_ready_workers(all_at_once(1), 1)
+    assert machine.submitted(0, timed=True) == [Send(0, 0), Watch(0)]
+
+
+def test_the_time_of_a_task_that_is_sent_ahead_runs_when_those_before_it_are_answered():
+    machine = with_ready_workers(all_at_once(1, ahead=2), 1)
+    assert timed_tasks(machine, 3) == [Send(0, 0), Watch(0), Send(1, 0), Send(2, 0)]
+    assert machine.answered(0, 0, 1_000_000) == [Watch(1)]
+    assert machine.answered(0, 1, 1_000_000) == [Watch(2)]
+    assert machine.answered(0, 2, 1_000_000) == []
+
+
+def test_the_time_of_a_task_without_a_limit_is_not_watched():
+    machine = with_ready_workers(all_at_once(1, ahead=2), 1)
+    machine.submitted(0, timed=True)
+    machine.submitted(1)
+    machine.submitted(2, timed=True)
+    assert machine.answered(0, 0, 1_000_000) == []
+    assert machine.answered(0, 1, 1_000_000) == [Watch(2)]
+
+
+def test_several_answers_at_once_start_one_clock():
+    machine = with_ready_workers(all_at_once(1, ahead=3), 1)
+    timed_tasks(machine, 4)
+    assert machine.answered_all(0, [(0, 1_000_000), (1, 1_000_000)]) == [Watch(2)]
+
+
+def test_a_task_that_comes_first_since_the_one_before_it_was_cancelled_is_watched():
+    machine = with_ready_workers(all_at_once(1), 1)
+    assert timed_tasks(machine, 2) == [Send(0, 0), Watch(0), Send(1, 0)]
+    assert machine.dropped(0, 0) == [Watch(1)]
+
+
+def test_a_task_that_comes_first_since_the_one_before_it_was_taken_back_is_watched():
+    machine = with_ready_workers(all_at_once(1), 1)
+    timed_tasks(machine, 2)
+    assert machine.recalled(0, [0], unwanted=0) == [Watch(1)]
+
+
+def test_a_task_that_moves_to_an_idle_worker_is_watched_there():
+    machine = with_ready_workers(all_at_once(2), 2)
+    machine.submitted(0)
+    machine.submitted(1)
+    assert machine.submitted(2, timed=True) == [Send(2, 0)]
+    assert machine.answered(1, 1, 1_000_000) == [Recall(0, 1)]
+    assert machine.recalled(0, [2]) == [Send(2, 1), Watch(2)]
+
+
+def test_a_timed_task_is_watched_anew_each_time_that_it_is_sent():
+    machine = with_ready_workers(all_at_once(1), 1)
+    machine.submitted(0, timed=True, retries=1)
+    assert machine.died(0, []) == [Again(0, 0), Start(1)]
+    assert machine.ready(1) == [Send(0, 1), Watch(0)]
+    assert machine.died(1, [0]) == [Start(2)], "it had not begun, so this was no attempt"
+    assert machine.ready(2) == [Send(0, 2), Watch(0)]
+
+
+def test_a_timed_task_that_is_refused_is_watched_when_it_is_sent_again():
+    machine = with_ready_workers(all_at_once(1), 1)
+    assert machine.submitted(0, timed=True) == [Send(0, 0), Watch(0)]
+    machine.refused(0, 0)
+    assert machine.submitted(1) == [Send(0, 0), Watch(0), Send(1, 0)]
+
+
+# ---------------------------------------------------------------- retries
+
+
+def test_a_task_with_retries_is_sent_again_so_often_and_then_fails():
+    machine = with_ready_workers(all_at_once(1), 1)
+    machine.submitted(0, retries=2)
+    for worker in (0, 1):
+        assert machine.died(worker, []) == [Again(0, worker), Start(worker + 1)]
+        assert machine.ready(worker + 1) == [Send(0, worker + 1)]
+    assert machine.died(2, []) == [Fail(0, 2), Start(3)]
+
+
+def test_a_retried_task_goes_before_newer_ones():
+    machine = with_ready_workers(all_at_once(1, ahead=2), 1)
+    machine.submitted(0, retries=1)
+    for task in range(1, 4):
+        machine.submitted(task)
+    assert machine.died(0, [1, 2]) == [Again(0, 0), Start(1)]
+    assert machine.ready(1) == [Send(0, 1), Send(1, 1), Send(2, 1)]
+
+
+def test_a_retried_task_goes_to_another_worker_that_is_idle():
+    machine = with_ready_workers(all_at_once(2), 2)
+    machine.submitted(0, retries=1)
+    assert machine.died(0, []) == [Again(0, 0), Start(2), Send(0, 1)]
+
+
+def test_of_the_tasks_of_a_dead_worker_only_the_one_that_ran_has_used_a_retry():
+    machine = with_ready_workers(all_at_once(1), 1)
+    for task in range(2):
+        machine.submitted(task, retries=1)
+    assert machine.died(0, [1]) == [Again(0, 0), Start(1)]
+    assert machine.ready(1) == [Send(0, 1), Send(1, 1)]
+    assert machine.died(1, [1]) == [Fail(0, 1), Start(2)]
+    machine.ready(2)
+    assert machine.died(2, []) == [Again(1, 2), Start(3)]
+
+
+def test_a_task_that_is_retried_can_be_withdrawn_meanwhile():
+    machine = with_ready_workers(all_at_once(1), 1)
+    machine.submitted(0, retries=1)
+    machine.died(0, [])
+    assert machine.withdrawn(0) == []
+    assert machine.ready(1) == []
+    assert machine.closed() == [Stop()]
+
+
+def test_a_closing_pool_waits_for_a_task_that_is_retried():
+    machine = with_ready_workers(on_demand(1), 1)
+    machine.submitted(0, retries=1)
+    assert machine.closed() == []
+    assert machine.died(0, []) == [Again(0, 0), Start(1)]
+    assert machine.ready(1) == [Send(0, 1)]
+    assert machine.answered(1, 0, 1) == [Stop()]
+
+
+def test_a_task_that_is_retried_when_the_pool_breaks_fails():
+    machine = on_demand(1)
+    machine.submitted(0, retries=9)
+    machine.ready(0)
+    assert machine.died(0, []) == [Again(0, 0), Start(1)]
+    machine.died(1, [])
+    machine.died(2, [])
+    assert machine.died(3, []) == [Break(3)]
+    assert machine.broke() == [Fail(0, None)]
+
+
+def test_a_doomed_task_is_not_retried():
+    machine = with_ready_workers(all_at_once(1), 1)
+    machine.submitted(0, timed=True, retries=5)
+    machine.doomed(0)
+    assert machine.died(0, []) == [Fail(0, 0), Start(1)]
+
+
+def test_a_doomed_task_takes_no_other_with_it():
+    machine = with_ready_workers(all_at_once(1), 1)
+    machine.submitted(0, retries=1)
+    machine.submitted(1, retries=1)
+    machine.doomed(0)
+    assert machine.died(0, [1]) == [Fail(0, 0), Start(1)]
+    assert machine.ready(1) == [Send(1, 1)]
+    assert machine.died(1, []) == [Again(1, 1), Start(2)]
+
+
+def test_a_condemned_worker_is_sent_nothing_more_and_what_it_has_not_read_is_sent_elsewhere():
+    machine = with_ready_workers(all_at_once(2), 2)
+    machine.submitted(0)
+    machine.condemned(0)
+    assert machine.submitted(1) == [Send(1, 1)]
+    assert machine.submitted(2) == [Send(2, 1)]
+    assert machine.answered(0, 0, 1_000_000) == [], "it has nothing to do, and gets nothing"
+    assert machine.submitted(3) == []
+    assert machine.died(0, []) == [Start(2)]
+    assert machine.ready(2)[0] == Send(3, 2)
+
+
+def test_a_task_is_running_when_what_was_sent_after_it_is_unread():
+    machine = with_ready_workers(all_at_once(1, ahead=3), 1)
+    for task in range(3):
+        machine.submitted(task)
+    assert machine.is_running(0, 0, [1, 2])
+    assert not machine.is_running(0, 0, [0, 1, 2]), "it was not read"
+    assert not machine.is_running(0, 0, [2]), "it was answered, since the next was read"
+    assert not machine.is_running(9, 0, [])
+
+
+def test_a_doomed_task_that_is_answered_all_the_same_is_answered():
+    machine = with_ready_workers(all_at_once(1), 1)
+    machine.submitted(0, retries=1)
+    machine.doomed(0)
+    assert machine.answered(0, 0, 1) == []
+    assert machine.died(0, []) == [Start(1)]
+
+
+# ---------------------------------------------------------------- idle workers leave
+
+
+def swept(machine: Machine, times: int) -> list[Action]:
+    return [action for _ in range(times) for action in machine.swept()]
+
+
+def test_a_worker_that_was_idle_for_long_leaves():
+    machine = with_ready_workers(all_at_once(2), 2)
+    assert swept(machine, SWEEPS) == []
+    assert machine.swept() == [Retire(0), Retire(1)]
+    assert machine.swept() == []
+
+
+def test_a_worker_that_has_worked_meanwhile_stays_for_as_long_again():
+    machine = with_ready_workers(on_demand(1), 1)
+    assert swept(machine, SWEEPS) == []
+    machine.submitted(0)
+    machine.answered(0, 0, 1)
+    assert swept(machine, SWEEPS) == []
+    assert machine.swept() == [Retire(0)]
+
+
+def test_busy_and_starting_workers_stay():
+    machine = with_ready_workers(on_demand(2), 1)
+    machine.submitted(0)
+    assert machine.submitted(1) == [Send(1, 0), Start(1)]
+    assert swept(machine, 3 * SWEEPS) == []
+
+
+@pytest.mark.parametrize(("start_all", "starts"), [(False, 1), (True, 2)])
+def test_when_all_have_left_a_task_brings_them_back(start_all, starts):
+    machine = with_ready_workers(Machine(2, None, start_all, 1, 1, 1000), 2)
+    swept(machine, SWEEPS + 1)
+    assert machine.submitted(0) == [Start(2 + i) for i in range(starts)]
+    assert machine.ready(2) == [Send(0, 2)]
+
+
+def test_a_pool_whose_workers_have_left_stops_at_once():
+    machine = with_ready_workers(all_at_once(1), 1)
+    swept(machine, SWEEPS + 1)
+    assert machine.closed() == [Stop()]
+
+
+# ---------------------------------------------------------------- another number of workers
+
+
+def test_more_workers_are_started_when_there_is_work_for_them():
+    machine = with_ready_workers(on_demand(1), 1)
+    for task in range(3):
+        machine.submitted(task)
+    assert machine.resized(3) == [Start(1), Start(2)]
+
+
+def test_more_workers_are_not_started_for_nothing():
+    assert with_ready_workers(on_demand(1), 1).resized(3) == []
+
+
+def test_a_pool_that_starts_all_starts_the_new_ones_with_the_next_task():
+    machine = with_ready_workers(all_at_once(1), 1)
+    assert machine.resized(3) == []
+    machine.submitted(0)
+    assert machine.submitted(1) == [Send(1, 0), Start(1), Start(2)]
+
+
+def test_idle_workers_leave_when_there_are_too_many():
+    machine = with_ready_workers(all_at_once(3), 3)
+    machine.submitted(0)
+    assert machine.resized(1) == [Retire(1), Retire(2)]
+
+
+def test_busy_workers_leave_when_they_have_nothing_left_to_do():
+    machine = with_ready_workers(all_at_once(2), 2)
+    for task in range(4):
+        machine.submitted(task)
+    assert machine.resized(1) == []
+    machine.submitted(4)
+    assert machine.answered(1, 1, 1_000_000) == [Send(4, 1)], "as long as there is something"
+    assert machine.answered(1, 3, 1_000_000) == []
+    assert machine.answered(1, 4, 1_000_000) == [Retire(1)]
+    assert machine.answered(0, 0, 1_000_000) == []
+    assert machine.answered(0, 2, 1_000_000) == [], "the last one stays"
+
+
+def test_a_worker_that_is_ready_when_there_are_enough_leaves():
+    machine = with_ready_workers(on_demand(2), 1)
+    machine.submitted(0)
+    assert machine.submitted(1) == [Send(1, 0), Start(1)]
+    assert machine.answered_all(0, [(0, 1), (1, 1)]) == []
+    assert machine.resized(1) == [Retire(0)]
+    assert machine.ready(1) == []
+    machine = with_ready_workers(on_demand(2), 1)
+    machine.submitted(0)
+    machine.submitted(1)
+    assert machine.resized(1) == []
+    machine.answered(0, 0, 1_000_000)
+    assert machine.ready(1) == [Retire(1)]
+
+
+def test_a_worker_whose_last_task_was_taken_back_leaves_when_there_are_too_many():
+    machine = with_ready_workers(all_at_once(2), 2)
+    machine.submitted(0)
+    machine.submitted(1)
+    machine.resized(1)
+    assert machine.recalled(1, [1], unwanted=1) == [Retire(1)]
+
+
+def test_a_dead_worker_is_not_replaced_when_there_are_enough():
+    machine = with_ready_workers(all_at_once(3), 3)
+    for task in range(3):
+        machine.submitted(task)
+    machine.resized(2)
+    assert machine.died(0, []) == [Fail(0, 0)]
+    assert machine.died(1, []) == [Fail(1, 1), Start(3)]
+
+
+def test_a_spent_worker_is_not_replaced_when_there_are_enough():
+    machine = Machine(2, 1, True, 1, 1, 1000)
+    with_ready_workers(machine, 0)
+    machine.ready(0)
+    machine.ready(1)
+    machine.submitted(0)
+    machine.submitted(1)
+    assert machine.resized(1) == []
+    assert machine.answered(0, 0, 1) == [Retire(0)]
+    assert machine.answered(1, 1, 1) == [Retire(1), Start(2)]
+
+
+# ---------------------------------------------------------------- what a worker says that is not true
+
+
+def test_what_a_worker_that_has_left_says_is_no_news():
+    machine = with_ready_workers(on_demand(1), 1)
+    swept(machine, SWEEPS + 1)
+    assert machine.ready(0) == []
+    assert machine.answered(0, 7, 1) == []
+    machine.condemned(0)
+    assert machine.died(0, []) == []
+
+
+def test_an_answer_to_a_task_of_another_worker_changes_nothing():
+    machine = with_ready_workers(all_at_once(2), 2)
+    machine.submitted(0)
+    machine.submitted(1)
+    assert machine.answered(1, 0, 1) == []
+    assert machine.died(0, []) == [Fail(0, 0), Start(2)]
+
+
+def test_a_task_that_was_answered_before_it_was_read_is_not_taken_back():
+    machine = with_ready_workers(all_at_once(1, ahead=2), 1)
+    for task in range(3):
+        machine.submitted(task)
+    assert machine.answered(0, 1, 1_000_000) == []
+    assert machine.recalled(0, [1]) == []
+    assert machine.died(0, [1, 2]) == [Fail(0, 0), Start(1)]
+    assert machine.ready(1) == [Send(2, 1)]
+
+
 # ---------------------------------------------------------------- closing
 
 
@@ -396,256 +795,3 @@ def test_tasks_that_wait_for_each_other_get_a_worker_each():
         for worker in starts:
             actions += machine.ready(worker)
     assert ready == 2, "three tasks, none of which ends before the others have begun"
-
-
-# ---------------------------------------------------------------- random lives
-
-
-class _ModelWorker:
-    def __init__(self) -> None:
-        self.ready = False
-        self.running: int | None = None
-        self.unread: deque[int] = deque()
-        self.answers: deque[int] = deque()  # on their way to the parent
-        self.read = 0
-
-    def read_next(self) -> None:
-        if self.ready and self.running is None and self.unread:
-            self.running = self.unread.popleft()
-            self.read += 1
-
-
-class RandomLives(RuleBasedStateMachine):
-    """The driver, workers and sockets as a model; the machine must keep its promises whatever happens to them."""
-
-    @initialize(
-        workers=st.integers(1, 4),
-        limit=st.sampled_from([None, None, 1, 2, 3]),
-        start_all=st.booleans(),
-        ahead=st.sampled_from([(1, 1), (1, 4), (0, 0), (3, 8)]),
-        room=st.sampled_from([1, 2, 100]),
-    )
-    def make(self, workers, limit, start_all, ahead, room) -> None:
-        self.machine = Machine(workers, limit, start_all, *ahead, 1000)
-        self.max_workers, self.limit, self.room = workers, limit, room
-        self.workers: dict[int, _ModelWorker] = {}
-        self.next_task = 0
-        self.open: set[int] = set()
-        self.cancelled: set[int] = set()
-        self.settled: dict[int, str] = {}
-        self.sent_first: list[int] = []
-        self.refusals = self.stops = self.breaks = 0
-        self.perform(self.machine.started())
-
-    # -- the driver
-
-    def perform(self, actions: list[Action]) -> None:
-        todo, done = deque(actions), 0
-        while todo:
-            done += 1
-            assert done < 200 + 20 * len(self.open), "one event must lead to an end of actions"
-            action = todo.popleft()
-            if isinstance(action, Start):
-                assert action.worker not in self.workers
-                self.workers[action.worker] = _ModelWorker()
-                assert len(self.workers) <= self.max_workers
-            elif isinstance(action, Send):
-                todo.extend(self.send(action.task, action.worker))
-            elif isinstance(action, Recall):
-                worker = self.workers[action.worker]
-                worker.read_next()
-                taken = [worker.unread.popleft() for _ in range(min(action[1], len(worker.unread)))]
-                todo.extend(self.machine.recalled(action.worker, taken))
-            elif isinstance(action, Retire):
-                worker = self.workers.pop(action.worker)
-                assert worker.running is None and not worker.unread and not worker.answers
-            elif isinstance(action, Fail):
-                self.settle(action.task, "failed")
-            elif isinstance(action, Stop):
-                self.stops += 1
-                assert self.stops == 1, "it stops once"
-                assert self.machine.closing and not self.open, "it stops when nothing is left"
-            elif isinstance(action, Break):
-                self.breaks += 1
-                self.machine.closing = self.machine.stopped = True
-                for worker in self.workers.values():  # the driver ends them all
-                    worker.running = None
-                    worker.unread.clear()
-                    worker.answers.clear()  # nobody waits for them any more
-                todo.extend(self.machine.broke())
-
-    def send(self, task: int, number: int) -> list[Action]:
-        worker = self.workers[number]
-        assert worker.ready, "a worker is sent tasks when it is ready"
-        assert task in self.open, "a task that is settled is not sent"
-        if task in self.cancelled:
-            self.settle(task, "cancelled")
-            return self.machine.dropped(number, task)
-        if len(worker.unread) >= self.room:
-            self.refusals += 1
-            return self.machine.refused(number, task)
-        if task not in self.sent_first:
-            self.sent_first.append(task)
-        worker.unread.append(task)
-        return []
-
-    def settle(self, task: int, how: str) -> None:
-        assert task not in self.settled, f"{task} is settled twice: {self.settled[task]}, {how}"
-        self.settled[task] = how
-        self.open.remove(task)
-
-    def pick(self, number: int, among: list[int]) -> int:
-        return among[number % len(among)]
-
-    # -- events
-
-    @precondition(lambda self: not self.machine.closing)
-    @rule(count=st.integers(1, 5))
-    def submit(self, count) -> None:
-        for _ in range(count):
-            task, self.next_task = self.next_task, self.next_task + 1
-            self.open.add(task)
-            self.perform(self.machine.submitted(task))
-
-    @precondition(lambda self: any(not w.ready for w in self.workers.values()))
-    @rule(number=st.integers(0, 99))
-    def ready(self, number) -> None:
-        worker = self.pick(number, [n for n, w in self.workers.items() if not w.ready])
-        self.workers[worker].ready = True
-        self.perform(self.machine.ready(worker))
-
-    @precondition(
-        lambda self: any(w.running is not None or w.unread for w in self.workers.values())
-    )
-    @rule(number=st.integers(0, 99), count=st.integers(1, 3))
-    def a_worker_works(self, number, count) -> None:
-        busy = [n for n, w in self.workers.items() if w.running is not None or w.unread]
-        worker = self.workers[self.pick(number, busy)]
-        for _ in range(count):
-            worker.read_next()
-            if worker.running is not None:
-                worker.answers.append(worker.running)
-                worker.running = None
-            worker.read_next()
-
-    @precondition(lambda self: any(w.answers for w in self.workers.values()))
-    @rule(number=st.integers(0, 99), microseconds=st.sampled_from([1, 100, 10_000_000]))
-    def an_answer_arrives(self, number, microseconds) -> None:
-        number = self.pick(number, [n for n, w in self.workers.items() if w.answers])
-        task = self.workers[number].answers.popleft()
-        self.settle(task, "answered")
-        self.perform(self.machine.answered(number, task, microseconds))
-
-    @precondition(lambda self: self.workers)
-    @rule(number=st.integers(0, 99), microseconds=st.sampled_from([1, 10_000_000]))
-    def a_worker_dies(self, number, microseconds) -> None:
-        number = self.pick(number, list(self.workers))
-        worker = self.workers[number]
-        while worker.answers and number in self.workers:
-            task = worker.answers.popleft()
-            self.settle(task, "answered")
-            self.perform(self.machine.answered(number, task, microseconds))
-        unread = list(worker.unread)
-        worker.unread.clear()
-        self.workers.pop(number, None)
-        self.perform(self.machine.died(number, unread))
-
-    @precondition(lambda self: self.machine._pending)
-    @rule(number=st.integers(0, 99))
-    def a_pending_task_is_cancelled(self, number) -> None:
-        self.cancelled.add(self.pick(number, list(self.machine._pending)))
-
-    @precondition(lambda self: self.machine._pending)
-    @rule(number=st.integers(0, 99))
-    def a_pending_task_is_withdrawn(self, number) -> None:
-        task = self.pick(number, list(self.machine._pending))
-        self.settle(task, "withdrawn")
-        self.perform(self.machine.withdrawn(task))
-
-    @rule()
-    def nothing_happens(self) -> None:
-        """There is always something that can be done."""
-
-    @precondition(lambda self: self.next_task > 5)
-    @rule()
-    def close(self) -> None:
-        self.perform(self.machine.closed())
-
-    # -- promises
-
-    @invariant()
-    def each_task_is_in_one_place(self) -> None:
-        places = Counter(self.machine._pending)
-        for number, worker in self.workers.items():
-            here = [*worker.answers, *([] if worker.running is None else [worker.running])]
-            here += worker.unread
-            state = self.machine._workers.get(number)
-            if not self.breaks:
-                assert state is not None and list(state.tasks) == here, f"worker {number}"
-                places.update(here)
-        assert set(places) == self.open and all(n == 1 for n in places.values()), places
-
-    @invariant()
-    def nobody_is_idle_while_something_is_pending(self) -> None:
-        if self.machine._pending:
-            for number, worker in self.workers.items():
-                has = worker.answers or worker.unread or worker.running is not None
-                assert has or not worker.ready, f"worker {number} is idle"
-
-    @invariant()
-    def something_pending_has_a_worker_to_wait_for(self) -> None:
-        if self.machine._pending and not self.machine.broken:
-            assert self.workers, "nobody will ever run what is pending"
-
-    @invariant()
-    def no_task_waits_behind_another_while_a_worker_is_idle(self) -> None:
-        workers = self.workers.values()
-        if any(w.answers for w in workers):
-            return  # what is recalled may have been read meanwhile; the answer will lead to another look
-        idle = [w for w in workers if w.ready and not w.unread and w.running is None]
-        waiting = [w for w in workers if w.running is not None and w.unread]
-        assert not (idle and waiting and self.limit is None)
-
-    @invariant()
-    def tasks_are_sent_oldest_first(self) -> None:
-        if not self.refusals:
-            assert self.sent_first == sorted(self.sent_first)
-
-    @invariant()
-    def nobody_runs_more_tasks_than_allowed(self) -> None:
-        if self.limit is not None:
-            assert all(w.read <= self.limit for w in self.workers.values())
-
-    @invariant()
-    def it_stops_when_all_is_done(self) -> None:
-        if self.machine.closing and not self.open and not self.breaks:
-            assert self.stops == 1
-
-    def teardown(self) -> None:
-        """Whatever has happened: workers that get ready and work settle every task, and the machine stops."""
-        if not hasattr(self, "machine"):
-            return
-        self.perform(self.machine.closed())
-        for _ in range(20 + 4 * (len(self.open) + len(self.workers))):
-            for number, worker in list(self.workers.items()):
-                if not worker.ready:
-                    worker.ready = True
-                    self.perform(self.machine.ready(number))
-                worker.read_next()
-                if worker.running is not None:
-                    worker.answers.append(worker.running)
-                    worker.running = None
-                while worker.answers:
-                    task = worker.answers.popleft()
-                    self.settle(task, "answered")
-                    self.perform(self.machine.answered(number, task, 1))
-            if not self.open:
-                break
-        assert not self.open, f"never settled: {self.open}"
-        assert self.stops == 1 or self.breaks
-
-
-TestRandomLives = RandomLives.TestCase
-TestRandomLives.settings = settings(
-    max_examples=300, stateful_step_count=40, report_multiple_bugs=False
-)

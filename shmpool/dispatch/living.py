@@ -1,0 +1,98 @@
+"""The drivers of this process that have a thread: at interpreter exit they are told to finish, and waited for."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from functools import partial
+from multiprocessing import util
+from typing import Protocol
+
+from shmpool.dispatch.counts import Counts
+
+__all__ = ["is_exiting", "register", "total_counts", "unregister"]
+
+
+class _Living(Protocol):
+    counts: Counts
+
+    def wake(self) -> None: ...  # documented there, as are the others
+    def begin_no_more(self) -> None: ...
+    def wait_for_end(self) -> None: ...
+
+
+_running: set[_Living] = set()
+_past = Counts()  # of the drivers that had a thread
+_running_lock = threading.Lock()  # guards _running and _past
+_exiting = False
+
+
+def is_exiting() -> bool:
+    """Is the interpreter about to end, so that nothing new may begin?"""
+    return _exiting
+
+
+def register(driver: _Living) -> None:
+    """A driver's thread has started."""
+    with _running_lock:
+        _running.add(driver)
+
+
+def unregister(driver: _Living) -> None:
+    """A driver's thread is about to end."""
+    with _running_lock:
+        if driver in _running:
+            _running.discard(driver)
+            _past.add(driver.counts)
+
+
+def total_counts() -> Counts:
+    """What went through all executors of this process so far."""
+    total = Counts()
+    with _running_lock:
+        for counts in (_past, *(driver.counts for driver in _running)):
+            total.add(counts)
+    return total
+
+
+def _at_exit() -> None:
+    global _exiting
+    _exiting = True
+    with _running_lock:
+        running = list(_running)
+    interrupted = _was_interrupted()
+    for driver in running:
+        if interrupted:
+            driver.begin_no_more()
+        driver.wake()
+    try:
+        for driver in running:
+            driver.wait_for_end()
+    except KeyboardInterrupt:
+        for driver in running:
+            driver.begin_no_more()
+        raise
+
+
+def _was_interrupted() -> bool:
+    """Does the program end by Ctrl-C?  That has ended the tasks that ran; nobody wants those now that wait."""
+    last = getattr(sys, "last_type", None)
+    return (
+        isinstance(last, type) and issubclass(last, KeyboardInterrupt) and not hasattr(sys, "ps1")
+    )
+
+
+def _after_fork_in_child() -> None:
+    global _past, _running_lock
+    _running.clear()
+    _past = Counts()
+    _running_lock = threading.Lock()
+
+
+# As concurrent.futures does: it must happen before threading waits for non-daemon threads.
+threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+# A child of multiprocessing waits for its own children, our workers, before it comes to threading's hooks.
+util.Finalize(None, _at_exit, exitpriority=10)
+util.register_after_fork(_at_exit, partial(util.Finalize, None, exitpriority=10))
+os.register_at_fork(after_in_child=_after_fork_in_child)

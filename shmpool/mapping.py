@@ -1,0 +1,145 @@
+"""One call of ``map``: calls in, results out, in order or as they come.
+
+The futures are the only thing that a finished call's generator holds, and no name holds a future, and so its result,
+while the caller looks at the result: memory is free as soon as the caller lets go of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from shmpool.interrupts import heard, whole
+
+__all__ = ["and_then", "chunked", "ordered", "unordered"]
+
+T = TypeVar("T")
+#: The arguments of one call.
+Args = tuple[Any, ...]
+#: Makes futures of calls, in order.
+SubmitAll = Callable[[Iterator[Args]], Iterator[Future[Any]]]
+
+
+def ordered(
+    submit: SubmitAll, calls: Iterator[Args], buffersize: int | None, deadline: float | None
+) -> Iterator[Any]:
+    """Submit calls, and yield their results in order.
+
+    Parameters
+    ----------
+    submit : callable
+        Given the arguments of calls, submits them, and returns their futures.
+    calls : iterator of tuple
+    buffersize : int or None
+        At most so many calls are submitted whose results were not taken; None: all of them, now.
+    deadline : float or None
+        By ``time.monotonic``; TimeoutError when a result is not there by then.
+    """
+    futures: deque[Future[Any]] = deque()
+    try:
+        with whole, heard():  # once, not for each: that would take a microsecond
+            futures.extend(submit(itertools.islice(calls, buffersize)))
+    except KeyboardInterrupt:
+        for future in futures:
+            future.cancel()
+        raise
+    # Without a buffersize the generator must hold nothing but the futures: then the executor may go before it.
+    return _in_order(futures, None if buffersize is None else submit(calls), deadline)
+
+
+def _in_order(
+    futures: deque[Future[Any]], more: Iterator[Future[Any]] | None, deadline: float | None
+) -> Iterator[Any]:
+    try:
+        while futures:
+            if more is not None:
+                futures.extend(itertools.islice(more, 1))
+            yield _result_or_cancel(futures.popleft(), deadline)
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _result_or_cancel(future: Future[T], deadline: float | None) -> T:
+    try:
+        try:
+            return future.result(None if deadline is None else deadline - time.monotonic())
+        finally:
+            future.cancel()
+    finally:
+        del future  # breaks a cycle with the exception's traceback
+
+
+def unordered(
+    submit: SubmitAll, calls: Iterator[Args], buffersize: int | None, deadline: float | None
+) -> Iterator[Any]:
+    """Submit calls, and yield their results as they come; parameters as for :func:`ordered`."""
+    done: SimpleQueue[Future[Any]] = SimpleQueue()
+    futures: set[Future[Any]] = set()
+    try:
+        with whole, heard():
+            _enter(submit(itertools.islice(calls, buffersize)), futures, done)
+    except KeyboardInterrupt:
+        for future in futures:
+            future.cancel()
+        raise
+    return _as_they_come(futures, done, None if buffersize is None else submit(calls), deadline)
+
+
+def _enter(
+    new: Iterable[Future[Any]], futures: set[Future[Any]], done: SimpleQueue[Future[Any]]
+) -> None:
+    for future in new:
+        futures.add(future)
+        future.add_done_callback(done.put)
+
+
+def _as_they_come(
+    futures: set[Future[Any]],
+    done: SimpleQueue[Future[Any]],
+    more: Iterator[Future[Any]] | None,
+    deadline: float | None,
+) -> Iterator[Any]:
+    try:
+        while futures:
+            yield _next_done(futures, done, more, deadline)
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _next_done(
+    futures: set[Future[Any]],
+    done: SimpleQueue[Future[Any]],
+    more: Iterator[Future[Any]] | None,
+    deadline: float | None,
+) -> Any:
+    try:
+        seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
+        future = done.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError from None
+    try:
+        futures.discard(future)
+        if more is not None:
+            _enter(itertools.islice(more, 1), futures, done)
+        return future.result()
+    finally:
+        del future  # breaks a cycle with the exception's traceback
+
+
+def chunked(calls: Iterator[Args], size: int) -> Iterator[Args]:
+    """So many calls at a time, each time as the arguments of a :class:`~shmpool.worker.chunks.StarChunk`."""
+    while chunk := tuple(itertools.islice(calls, size)):
+        yield chunk
+
+
+def and_then(calls: Iterator[Args], done: Callable[[], object]) -> Iterator[Args]:
+    """The calls; ``done`` is called when there are no more."""
+    yield from calls
+    done()

@@ -1,0 +1,208 @@
+"""What seldom happens to an executor: interrupted in the middle of a map, out of descriptors, seldom used names."""
+
+from __future__ import annotations
+
+import errno
+import io
+import resource
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+from executor_tasks import SOON, run_script
+from support import wait_until
+from test_limits import descriptors_left
+
+import shmpool
+from shmpool import (
+    ObjectStore,
+    SerializationError,
+    ShmExecutor,
+    WorkerDiedError,
+    get_reusable_executor,
+)
+from shmpool.memory import segment
+
+
+def hang(_number: int) -> None:
+    signal.pause()
+
+
+def items_and_ctrl_c() -> Iterator[int]:
+    yield from range(5)
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("method", ["map", "map_unordered"])
+def test_ctrl_c_while_the_calls_of_a_map_are_read_cancels_those_before(method: str) -> None:
+    with ShmExecutor(1, "fork") as executor:
+        with pytest.raises(KeyboardInterrupt):
+            getattr(executor, method)(hang, items_and_ctrl_c())
+        # The one that runs, and what was sent to its worker.
+        wait_until(lambda: len(executor._driver._tasks) <= 2, 60, "the others to be gone")
+        executor.kill_workers()
+
+
+@pytest.mark.parametrize("buffersize", [None, 2])
+def test_an_iterable_that_raises_ends_the_bar_of_its_map(buffersize: int | None) -> None:
+    pytest.importorskip("tqdm")
+    screen = io.StringIO()
+
+    def broken() -> Iterator[int]:
+        yield 1
+        raise LookupError("of the iterable")
+
+    with ShmExecutor(1, "fork") as executor:
+        with pytest.raises(LookupError, match="of the iterable"):
+            list(
+                executor.options(progress={"file": screen}).map(
+                    abs, broken(), buffersize=buffersize
+                )
+            )
+        assert executor.submit(abs, -1).result(SOON) == 1
+    assert screen.getvalue().endswith("\n")
+
+
+def test_a_function_that_cannot_be_pickled_fails_each_call_of_a_map() -> None:
+    lock = threading.Lock()
+    with ShmExecutor(1, "fork") as executor:
+        results = executor.map(lambda number: (lock, number), [1, 2, 3])
+        with pytest.raises(SerializationError, match="lock"):
+            next(results)
+        assert executor.submit(abs, -1).result(SOON) == 1
+
+
+def test_a_future_that_runs_can_not_be_begun_again() -> None:
+    with ShmExecutor(1, "fork") as executor:
+        future: Future[None] = executor.submit(hang, 1)
+        wait_until(future.running, 60, "the task to begin")
+        with pytest.raises(RuntimeError, match="unexpected state"):
+            future.set_running_or_notify_cancel()
+        executor.kill_workers()
+
+
+def test_an_executor_says_what_it_is() -> None:
+    with ShmExecutor(3, "fork") as executor:
+        assert "at most 3 workers by fork" in repr(executor)
+
+
+def test_workers_that_are_replaced_after_some_tasks_are_spawned_by_default() -> None:
+    with ShmExecutor(1, max_tasks_per_child=1) as executor:
+        assert "by spawn" in repr(executor)
+
+
+def test_get_takes_one_ref_many_or_nothing_else() -> None:
+    one, two = shmpool.put(np.ones(2)), shmpool.put("text")
+    assert shmpool.get(one).sum() == 2
+    assert shmpool.get([two, two]) == ["text", "text"]
+    for wrong in (1, [one, 1], "ref"):
+        with pytest.raises(TypeError, match="takes an ObjectRef or a list of them"):
+            shmpool.get(wrong)  # type: ignore[call-overload]
+
+
+def test_a_reusable_executor_that_is_broken_is_made_anew_with_as_many_workers() -> None:
+    first = get_reusable_executor(3, context="fork")
+    first.kill_workers()
+    second = get_reusable_executor(reuse=True, context="fork")
+    try:
+        assert second is not first
+        assert second._max_workers == 3
+        assert second.submit(abs, -1).result(SOON) == 1
+    finally:
+        second.shutdown()
+
+
+def test_where_the_system_does_not_tell_no_huge_pages_are_expected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nothing_there(_path: str) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(segment, "open", nothing_there, raising=False)  # a kernel without them
+    assert segment.may_be_huge.__wrapped__() is False
+
+
+# Descriptors end anywhere in the start of a worker. (More of this is in test_limits.py.)
+
+
+@pytest.mark.leaks(
+    "multiprocessing keeps its first pipe when it cannot have the second", "descriptors"
+)
+def test_where_the_process_that_replaces_workers_cannot_be_forked_all_is_tried_again_later() -> (
+    None
+):
+    left, failed = 22, 0
+    while failed < 3:  # from the last that is started, backwards
+        left -= 1
+        with ShmExecutor(1, "fork") as executor:
+            with descriptors_left(left):
+                error = None
+                try:
+                    assert executor.submit(abs, -1).result(SOON) == 1
+                except OSError as refused:
+                    error = refused
+                    assert error.errno == errno.EMFILE
+            failed += error is not None
+            assert executor.submit(abs, -2).result(SOON) == 2
+
+
+def test_an_array_for_an_initializer_is_let_go_of_where_no_worker_can_be_spawned() -> None:
+    store = ObjectStore()
+    array = np.ones(100_000)
+    with ShmExecutor(1, "spawn", initializer=len, initargs=(array,), store=store) as executor:
+        held = executor.put(np.zeros(1000_000))  # so that there is memory with room
+        failed = 0
+        for left in range(4, 40):
+            with descriptors_left(left):
+                error = executor.submit(abs, -1).exception(SOON)
+            if error is None:
+                break
+            failed += 1
+        assert failed
+        assert executor.submit(abs, -2).result(SOON) == 2
+        del held
+    assert store.stats().blocks == 0
+
+
+def allow_no_more_descriptors() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def test_a_worker_that_may_open_nothing_any_more_says_so_and_is_replaced() -> None:
+    array = np.ones(100_000)
+    with ShmExecutor(1, "fork", store=ObjectStore()) as executor:
+        executor.submit(allow_no_more_descriptors).result(SOON)
+        error = executor.submit(len, array).exception(SOON)  # comes with a descriptor of its memory
+        assert isinstance(error, WorkerDiedError)
+        assert "descriptors that came with a task were lost" in str(error)
+        assert executor.submit(len, array).result(SOON) == 100_000
+
+
+AT_EXIT = """
+    import atexit
+    from shmpool import ShmExecutor
+
+    def use_it():
+        for executor in (used, unused):
+            try:
+                executor.submit(abs, -1)
+            except RuntimeError as error:
+                print(error)
+
+    if __name__ == "__main__":
+        used, unused = ShmExecutor(1, "fork"), ShmExecutor(1, "fork")
+        used.submit(abs, -1).result()
+        atexit.register(use_it)
+"""
+
+
+def test_an_exit_handler_is_told_that_it_is_too_late(tmp_path: Path) -> None:
+    said = run_script(tmp_path, AT_EXIT)
+    assert said.splitlines() == [
+        "cannot schedule new futures after shutdown",
+        "cannot schedule new futures after interpreter shutdown",
+    ]
