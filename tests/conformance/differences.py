@@ -104,6 +104,9 @@ DIFFERENCES: dict[str, Difference] = {
     ),
     # -- differences made on purpose --------------------------------------------------------
     "ProcessPoolExecutorTest.test_killed_child": _purpose(_NOT_BROKEN),
+    "ProcessPoolForkProcessPoolExecutorTest.test_max_tasks_per_child": _purpose(
+        "expects ValueError under fork; shmpool's workers are replaced from a process without threads"
+    ),
     "ProcessPoolForkserverProcessPoolExecutorTest.test_saturation": _purpose(_UNPICKLABLE),
     "ProcessPoolSpawnProcessPoolExecutorTest.test_saturation": _purpose(_UNPICKLABLE),
     "ProcessPoolForkserverProcessPoolShutdownTest.test_processes_terminate": _purpose(_UNPICKLABLE),
@@ -115,6 +118,17 @@ DIFFERENCES: dict[str, Difference] = {
     "ExecutorDeadlockTest.test_exit_at_task_unpickle": _purpose(_UNPICKLE),
     "ExecutorDeadlockTest.test_error_during_result_unpickle_in_result_handler": _purpose(_UNPICKLE),
     "ExecutorDeadlockTest.test_exit_during_result_unpickle_in_result_handler": _purpose(_UNPICKLE),
+}
+
+
+#: Of the tests of ``multiprocessing.Pool``.
+OF_POOLS: dict[str, Difference] = {
+    "TestPoolNotLeakOnFailure.test_release_unused_processes": _private(
+        "its context makes objects that are no processes: they have no pid (test_pools_in_their_place.py has real ones)"
+    ),
+    "_TestPoolWorkerErrors.test_unpickleable_result": _purpose(
+        "expects that a lambda cannot be returned; lambdas travel (test_pools_in_their_place.py returns what does not)"
+    ),
 }
 
 

@@ -29,9 +29,12 @@ import unittest
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
+from multiprocessing.managers import EventProxy
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from support import TIMEUNIT
 
 START_METHODS = ("fork", "forkserver", "spawn")
 
@@ -52,6 +55,9 @@ _OTHER_TEST_CASES = {"FailingInitializerResourcesTest"}
 # The tests that skip themselves when the executor is `futures.ProcessPoolExecutor`, because that one has the
 # bug they are about. They get to see the real one.
 _ABOUT_THE_REAL_EXECUTOR = {"test_hang_gh83386"}
+
+# The test that gives a manager's event, which a worker sets, one second: too few on a busy machine.
+_WAITS_FOR_A_SECOND = {"test_ressources_gced_in_workers"}
 
 
 class TestsAbsent(Exception):
@@ -146,7 +152,13 @@ def redirected(
                 stack.enter_context(mock.patch.object(module, "assert_python_ok", wrapped))
         if test_case.__name__ in _OTHER_TEST_CASES:
             stack.enter_context(_fresh_resource_tracker())
+        if test in _WAITS_FOR_A_SECOND:
+            stack.enter_context(mock.patch.object(EventProxy, "wait", _patient(EventProxy.wait)))
         yield lambda: made
+
+
+def _patient(wait: Callable[..., bool]) -> Callable[..., bool]:
+    return lambda event, timeout=None: wait(event, 60 * TIMEUNIT)
 
 
 @contextmanager

@@ -18,11 +18,7 @@ import pytest
 
 from . import differences, harness
 
-pytestmark = [
-    pytest.mark.conformance,
-    # The slowest takes 6 s. CPython's own limits (5 minutes for a deadlock) are for build farms.
-    pytest.mark.timeout(60),
-]
+pytestmark = pytest.mark.conformance
 
 # The least number of tests that must be left to run under each start method: of the 63 in Python 3.13 at least
 # 50 are, of the 57 in the one file of older versions 45.

@@ -64,7 +64,7 @@ def test_tasks_are_finished_and_workers_end_when_nobody_waits(
     leave(executors)
     assert list(results) == [5, 4, 3, 2, 1, 0, 1, 2, 3, 4]
     wait_until(
-        lambda: not any(process.is_alive() for process in processes), 20, "the workers to end"
+        lambda: not any(process.is_alive() for process in processes), 60, "the workers to end"
     )
 
 
@@ -74,7 +74,7 @@ def test_tasks_that_have_begun_are_finished_when_the_others_are_cancelled(
     """``test_cancel_futures``, when the workers are there."""
     with ShmExecutor(MOST, mp_context=start_method) as executor:
         begun = [executor.submit(wait_for, tmp_path / "gate") for _ in range(MOST)]
-        wait_until(lambda: all(task.running() for task in begun), 30, "the tasks to begin")
+        wait_until(lambda: all(task.running() for task in begun), 60, "the tasks to begin")
         others = [executor.submit(abs, -1) for _ in range(10 * MOST)]
         executor.shutdown(wait=False, cancel_futures=True)
         (tmp_path / "gate").touch()
@@ -84,7 +84,6 @@ def test_tasks_that_have_begun_are_finished_when_the_others_are_cancelled(
     assert sum(task.cancelled() for task in others) >= 5 * MOST
 
 
-@pytest.mark.timeout(30)
 def test_all_tasks_can_be_cancelled_before_the_first_worker_is_ready(start_method: str) -> None:
     """``test_cancel_futures``, when the workers are still starting."""
     with ShmExecutor(MOST, mp_context=start_method) as executor:
@@ -96,7 +95,7 @@ def test_all_tasks_can_be_cancelled_before_the_first_worker_is_ready(start_metho
 def test_shutdown_after_a_task_that_cannot_be_pickled_does_not_hang(start_method: str) -> None:
     """``test_shutdown_deadlock_pickle``."""
     with ShmExecutor(2, mp_context=start_method) as executor:
-        assert executor.submit(abs, -42).result(timeout=30 * TIMEUNIT) == 42
+        assert executor.submit(abs, -42).result(timeout=60 * TIMEUNIT) == 42
         task = executor.submit(id, CannotBePickled())
         executor.shutdown(wait=False)
-        assert isinstance(task.exception(timeout=30 * TIMEUNIT), pickle.PicklingError)
+        assert isinstance(task.exception(timeout=60 * TIMEUNIT), pickle.PicklingError)

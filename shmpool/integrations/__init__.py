@@ -1,0 +1,1 @@
+"""shmpool in the place of what other libraries, and the standard library, offer."""

@@ -1,0 +1,461 @@
+"""The joblib backend: ``Parallel(backend="shmpool")``, and all that stands on joblib.
+
+How a call goes::
+
+    Parallel.__call__        (the user's thread)
+      configure              lease the process-wide executor, see joblib_workers.py
+      _start                 takes tasks from the user's iterator, in batches:
+        get_nested_backend   ... has just taken some
+        submit               pickles a batch and sends it; returns at once
+      retrieval_context      waits for the end of a short call
+      _retrieve              looks every 10 ms whether there are results
+    dispatcher's thread      (callbacks)
+      retrieve_result_callback, then joblib submits the next batch
+    abort_everything         an error, Ctrl-C, or nobody wants the results any more
+    terminate                gives the executor back, its workers warm
+
+Everything here is joblib's documented interface for backends.  Its base classes come from ``joblib.parallel``, which
+keeps them there for backends of third parties.
+
+Arrays that change while a call runs
+------------------------------------
+The caller of a call that returns a list waits for it.  Only the iterator of tasks could change an array meanwhile; but
+joblib takes several tasks from it before it submits the first of them, so that under no backend could a task rely on
+what it sees of an array that the iterator changes in place (loky writes it into a file once a call).  So in such a call
+an array that comes again has not changed, and costs nothing, however large it is.
+
+Who takes results from a generator may well change an array that tasks get later.  There it is compared with what was
+written (5 ms for 100 MB), each time that joblib has taken tasks from the iterator.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import re
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Literal
+
+try:
+    import joblib
+except ImportError as error:
+    raise ImportError("the joblib backend needs joblib: pip install 'shmpool[joblib]'") from error
+
+from joblib.externals.loky.process_executor import TerminatedWorkerError as LokyWorkerError
+from joblib.parallel import (
+    AutoBatchingMixin,
+    FallbackToBackend,
+    ParallelBackendBase,
+    SequentialBackend,
+)
+from joblib.parallel import mp as joblib_multiprocessing
+
+from shmpool.errors import BrokenPoolError, SerializationError, WorkerDiedError, describe_exit
+from shmpool.integrations.joblib_arrays import SharedCopies, by_file, file_array, in_place
+from shmpool.integrations.joblib_workers import Lease, Wishes, lease, shutdown_workers
+
+__all__ = [
+    "ShmpoolBackend",
+    "TaskPicklingError",
+    "TerminatedWorkerError",
+    "WorkersNotStartedError",
+    "register_joblib_backend",
+    "shutdown_workers",
+]
+
+NAME = "shmpool"
+
+#: Seconds after which idle workers leave: joblib's number for loky's.
+_IDLE_TIMEOUT = 300.0
+#: Seconds between two looks of joblib's at whether there are results.
+_JOBLIBS_PAUSE = 0.01
+#: ... which a call feels less than that whose last tasks take longer than so many seconds.
+_PATIENCE = 1.0
+#: Seconds that tasks of an aborted call have to end by themselves (Ctrl-C reaches workers, too), before their workers
+#: are killed: new ones would have to import everything again.
+_GRACE = 0.1
+#: How many backends of processes may be nested, each started by the workers of the one outside of it; loky's number.
+_MOST_NESTED = int(os.environ.get("LOKY_MAX_DEPTH") or 10)
+
+Callback = Callable[[Future[Any]], object]
+
+#: In a worker of this backend: the worker of how many backends, one inside of the other.  Else 0.
+_depth = 0
+
+
+def register_joblib_backend(make_default: bool = False) -> None:
+    """Make ``backend="shmpool"`` known to joblib.
+
+    Parameters
+    ----------
+    make_default : bool
+        Use it also where no backend is named, instead of loky.
+
+    Raises
+    ------
+    ImportError
+        joblib is not installed (``pip install shmpool[joblib]``).
+
+    Notes
+    -----
+    Works like joblib's ``"loky"``, but for these:
+
+    * Arrays, in arguments and in results, go through shared memory; joblib's folders of temporary files are not made.
+    * A task may write into any array that it is given: it has its own (copy-on-write).  So ``mmap_mode="r"`` (joblib's
+      default, which cannot be told from one that was asked for), ``"c"`` and ``None`` mean the same.  With
+      ``parallel_config("shmpool", read_only=True)`` arrays are read-only, in tasks and in results.  With ``"r+"`` all
+      tasks of a call write to the same arrays, if these have more than ``max_nbytes``.
+    * An error, Ctrl-C or a timeout ends the tasks of its own call only, not all workers.
+    * A Parallel call inside of a worker of multiprocessing is sequential, as under loky, but without a warning.
+
+    Workers that nobody needs leave after ``idle_worker_timeout`` seconds (default: 300), or when
+    ``shmpool.integrations.joblib.shutdown_workers()`` is called.
+
+    Examples
+    --------
+    >>> import joblib, shmpool
+    >>> shmpool.register_joblib_backend()
+    >>> with joblib.parallel_config(backend="shmpool"):  # doctest: +SKIP
+    ...     search.fit(X, y)
+    """
+    joblib.register_parallel_backend(NAME, ShmpoolBackend, make_default=make_default)
+
+
+class TerminatedWorkerError(WorkerDiedError, LokyWorkerError):  # type: ignore[misc]  # joblib has no types
+    """A worker died while it ran tasks of a Parallel call: shmpool's error, and joblib's for the same misfortune."""
+
+    def __str__(self) -> str:
+        return (
+            f"A worker process managed by the executor was unexpectedly terminated: worker {self.pid} died "
+            f"{describe_exit(self.exitcode)} while it ran {self.task}. This could be caused by a segmentation fault "
+            "while calling the function or by an excessive memory usage causing the Operating System to kill the "
+            "worker. The next call has all its workers."
+        )
+
+
+class WorkersNotStartedError(BrokenPoolError, LokyWorkerError):  # type: ignore[misc]  # joblib has no types
+    """Workers die before they are ready, or their initializer raises: shmpool's error, and joblib's."""
+
+
+class TaskPicklingError(SerializationError):
+    """A task cannot be pickled, said in joblib's words."""
+
+    def __str__(self) -> str:
+        return f"Could not pickle the task to send it to the workers. {super().__str__()}"
+
+
+class ShmpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
+    """joblib's view of shmpool's workers; see :func:`register_joblib_backend`.
+
+    Parameters
+    ----------
+    nesting_level : int, optional
+        Of how many backends its calls are inside of.  joblib's.
+    inner_max_num_threads : int, optional
+        How many threads BLAS and OpenMP may use in a worker.  Default: as many as make one for each CPU, together.
+    read_only : bool
+        Large arrays cannot be written to, neither in tasks nor in results.
+    **backend_kwargs
+        Defaults for what :meth:`configure` takes.
+    """
+
+    supports_retrieve_callback = True
+    supports_inner_max_num_threads = True
+
+    def __init__(
+        self,
+        nesting_level: int | None = None,
+        inner_max_num_threads: int | None = None,
+        *,
+        read_only: bool = False,
+        **backend_kwargs: Any,
+    ) -> None:
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
+        self.backend_kwargs = backend_kwargs  # before 1.5 joblib's base class does not take them
+        self._read_only = read_only
+        self._parallel: Callable[[], joblib.Parallel | None] = lambda: None
+        self._lease: Lease | None = None
+        self._shared_copies: SharedCopies | None = None
+        #: Submits a batch; None when arrays may have changed since the last one.
+        self._send: Callable[[tuple[Any]], Future[Any]] | None = None
+        #: What is under way, and what it is called in errors.
+        self._under_way: dict[Future[Any], str] = {}
+        self._last_submit = 0.0
+        self._failed = False  # a task of this call has
+        self._news = threading.Event()  # nothing is under way any more, or a task has failed
+
+    # ---------------------------------------------------------------- a call begins and ends
+
+    @property
+    def parallel(self) -> joblib.Parallel | None:
+        """The Parallel object whose call this is; joblib's base classes look at it."""
+        return self._parallel()
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """How many workers ``n_jobs`` means, here and now."""
+        if n_jobs == 0:
+            raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        if n_jobs is None or joblib_multiprocessing is None:  # JOBLIB_MULTIPROCESSING=0
+            return 1
+        if multiprocessing.current_process().daemon:
+            return 1  # multiprocessing allows its workers no children
+        if _depth >= _MOST_NESTED or (_depth and not self.in_main_thread()):
+            return 1  # a worker's threads would each start as many processes
+        if n_jobs < 0:
+            return max(int(joblib.cpu_count()) + 1 + n_jobs, 1)
+        return n_jobs
+
+    def configure(
+        self,
+        n_jobs: int | None = 1,
+        parallel: joblib.Parallel | None = None,
+        prefer: str | None = None,
+        require: str | None = None,
+        **options: Any,
+    ) -> int:
+        """Lease workers for the calls of ``parallel``, until :meth:`terminate`; return how many.
+
+        Parameters
+        ----------
+        n_jobs : int
+        parallel : joblib.Parallel
+        prefer, require : str, optional
+            Not needed.
+        **options
+            ``max_nbytes``, ``mmap_mode``, ``initializer``, ``initargs`` and ``idle_worker_timeout``; others are
+            joblib's own, or of other backends.
+
+        Raises
+        ------
+        FallbackToBackend
+            joblib is to use another backend.
+        ValueError
+            An option makes no sense.
+        """
+        del prefer, require
+        n_jobs = self.effective_n_jobs(n_jobs)
+        if n_jobs == 1:
+            raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+        other = self.parallel if self._lease is not None else None
+        if other is not None and other is not parallel:
+            # parallel_config() gives one backend to all the calls inside of it, and a call whose results are a
+            # generator is still under way when the next begins.
+            raise FallbackToBackend(self._copy())
+        options = {**self.backend_kwargs, **options}
+        self._shared_copies = _shared_copies(options.get("mmap_mode"), options.get("max_nbytes"))
+        wishes = Wishes(
+            self._worker_environment(n_jobs),
+            options.get("idle_worker_timeout") or _IDLE_TIMEOUT,
+            _start_worker,
+            (_depth + 1, options.get("initializer"), tuple(options.get("initargs") or ())),
+        )
+        self._parallel = weakref.ref(parallel) if parallel is not None else lambda: None
+        self._lease = lease(n_jobs, wishes)
+        self._send = None
+        return n_jobs
+
+    def _copy(self) -> ShmpoolBackend:
+        return type(self)(
+            self.nesting_level,
+            self.inner_max_num_threads,
+            read_only=self._read_only,
+            **self.backend_kwargs,
+        )
+
+    def _worker_environment(self, n_jobs: int) -> dict[str, str]:
+        """Variables that limit the threads of libraries in workers, before these are imported: joblib's rules."""
+        limit = self.inner_max_num_threads
+        share = str(max(joblib.cpu_count() // n_jobs, 1))
+        environment = {
+            name: os.environ.get(name, share) if limit is None else str(limit)
+            for name in self.MAX_NUM_THREADS_VARS
+        }
+        # Where there is TBB, processes are to agree on the number of threads.
+        environment[self.TBB_ENABLE_IPC_VAR] = os.environ.get(self.TBB_ENABLE_IPC_VAR, "1")
+        return environment
+
+    def start_call(self) -> None:
+        """A call begins."""
+        self._failed = False
+        self._send = None
+
+    def terminate(self) -> None:
+        """Give the workers back; they stay warm."""
+        leased, self._lease = self._lease, None
+        if leased is not None:
+            leased.release()
+        self._shared_copies = None
+        self._send = None
+        self.reset_batch_stats()
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        """End the tasks that are under way; the workers of those that have begun are replaced."""
+        del ensure_ready  # they always are
+        running = [future for future in list(self._under_way) if not future.cancel()]
+        if not running or self._lease is None:
+            return
+        _, running_still = concurrent.futures.wait(running, _GRACE)
+        for future in running_still:
+            self._lease.executor.cancel_running(future)
+
+    # ---------------------------------------------------------------- tasks
+
+    def get_nested_backend(self) -> tuple[ParallelBackendBase, int | None]:
+        """The backend of Parallel calls inside of tasks: threads, and none inside of those."""
+        # joblib asks when it has just taken tasks from the user's iterator; see the head of this module.
+        parallel = self.parallel
+        if parallel is not None and parallel.return_generator:
+            self._send = None
+        return super().get_nested_backend()  # type: ignore[no-any-return]
+
+    def submit(self, func: Callable[[], list[Any]], callback: Callback | None = None) -> Any:
+        """Send a batch of tasks to a worker.
+
+        Whatever is wrong with it is in the future: joblib may call this in the thread that delivers results, where
+        nobody would see an exception.
+        """
+        try:
+            future = self._submitted(func)
+        except Exception as error:
+            future = Future()
+            future.set_exception(error)
+        self._under_way[future] = _name(func)
+        self._last_submit = time.monotonic()
+        future.add_done_callback(partial(self._settle, callback))
+        # joblib keeps what it gets here, and not only until it has taken the result: that must be free by then.
+        return weakref.proxy(future)
+
+    def apply_async(self, func: Callable[[], list[Any]], callback: Callback | None = None) -> Any:
+        """:meth:`submit`, as joblib called it before 1.5."""
+        return self.submit(func, callback)
+
+    def _submitted(self, func: Callable[[], list[Any]]) -> Future[Any]:
+        assert self._lease is not None
+        tasks = getattr(func, "items", None)
+        if type(tasks) is list:
+            in_place(tasks, self._travelling)
+        send = self._send
+        if send is None:
+            executor = self._lease.executor
+            if self._read_only:
+                executor = executor.options(mmap_mode="r")
+            self._send = send = executor._bind(_run, inert=True)
+        return send((func,))
+
+    def _travelling(self, array: Any) -> Any:
+        """What travels in place of an array in a task's arguments."""
+        instead: Any = file_array(array, "r" if self._read_only else "c")
+        if instead is array and self._shared_copies is not None:
+            return self._shared_copies.copy_of(array)
+        return instead
+
+    def _settle(self, callback: Callback | None, future: Future[Any]) -> None:
+        """A task is done."""
+        try:
+            if callback is not None:
+                callback(future)  # joblib takes the result, and submits what is next
+        finally:
+            self._under_way.pop(future, None)
+            if not self._under_way:
+                self._news.set()
+
+    def retrieve_result_callback(self, out: Future[Any]) -> list[Any]:
+        """The results of a batch; called by joblib from its callback.  Raises what a task raised."""
+        try:
+            return out.result()  # type: ignore[no-any-return]
+        except Exception as error:
+            raise _in_joblibs_words(error, self._under_way.get(out, "tasks")) from error.__cause__
+        finally:
+            if out.cancelled() or out.exception() is not None:
+                self._failed = True
+                self._news.set()
+
+    @contextlib.contextmanager
+    def retrieval_context(self) -> Iterator[None]:
+        """Wait for the call to end, where nobody needs its results before: joblib itself looks only every 10 ms."""
+        parallel = self.parallel
+        if parallel is not None:
+            if parallel.return_generator or parallel.timeout is not None:
+                until = time.monotonic() + _JOBLIBS_PAUSE
+                self._wait_for_end(lambda: until)
+            else:
+                # There may be an error of the iterator's that joblib has not told us of, so not for ever.
+                self._wait_for_end(lambda: self._last_submit + _PATIENCE)
+        yield
+
+    def _wait_for_end(self, deadline: Callable[[], float]) -> None:
+        while self._under_way and not self._failed:
+            self._news.clear()
+            if not self._under_way or self._failed:
+                return
+            left = deadline() - time.monotonic()
+            if left <= 0:
+                return
+            self._news.wait(left)
+
+
+def _shared_copies(
+    mmap_mode: Literal["r", "c", "r+", "w+"] | None, max_nbytes: int | None
+) -> SharedCopies | None:
+    if mmap_mode not in (None, "r", "c", "r+", "w+"):
+        raise ValueError(f"mmap_mode must be 'r', 'c', 'r+', 'w+' or None, not {mmap_mode!r}")
+    # As in joblib: "w+" is not to mean that an array is emptied, and without a limit nothing is shared.
+    if mmap_mode in ("r+", "w+") and max_nbytes is not None:
+        return SharedCopies(max_nbytes)
+    return None
+
+
+def _name(func: Any) -> str:
+    """What a batch is called in errors."""
+    tasks = getattr(func, "items", None)
+    if not tasks:
+        return "tasks"
+    function = tasks[0][0]
+    name = getattr(function, "__qualname__", None) or f"a {type(function).__name__}"
+    return str(name) if len(tasks) == 1 else f"a batch of {len(tasks)} calls of {name}"
+
+
+def _in_joblibs_words(error: Exception, name: str) -> Exception:
+    """The error that joblib's users expect."""
+    if type(error) is WorkerDiedError:
+        return TerminatedWorkerError(pid=error.pid, exitcode=error.exitcode, task=name)
+    if type(error) is BrokenPoolError:
+        return WorkersNotStartedError(error.reason)
+    if type(error) is SerializationError and error.what == "the arguments":
+        culprit = error.culprit and _PLACE_IN_BATCH.sub(_place_in_call, error.culprit)
+        return TaskPicklingError(what=name, culprit=culprit, reason=error.reason)
+    return error
+
+
+#: A batch is the one argument of what is sent; its items are (function, args, kwargs).
+_PLACE_IN_BATCH = re.compile(r"^args\[0\]\.items\[\d+\]\[([012])\]")
+
+
+def _place_in_call(match: re.Match[str]) -> str:
+    return ("fn", "args", "kwargs")[int(match[1])]
+
+
+# ---- in workers ------------------------------------------------------------------------------------------------------
+
+
+def _start_worker(
+    depth: int, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+) -> None:
+    """What a worker does first."""
+    global _depth
+    _depth = depth
+    register_joblib_backend()
+    if initializer is not None:
+        initializer(*initargs)
+
+
+def _run(batch: Callable[[], list[Any]]) -> list[Any]:
+    """What a worker does with a batch."""
+    return by_file(batch())
