@@ -22,22 +22,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from support import CHECKS, TIMEUNIT, Holdings, live_blocks, wait_until
 
 #: Units of time after which a test is taken to hang. The slowest take a tenth of it.
 HANGS_AFTER = 180
 #: Units of time that is waited for what a test let go of to be gone.
-GONE_AFTER = 5
+GONE_AFTER = 20
 
 MARKERS = (
     "leaks(reason, *checks): the test leaves something behind, for a reason; without checks, all are off",
     "timeout(units): the test may take longer, or must take less, before it is taken to hang",
 )
 
-# On a shared machine the time that one example takes says nothing. Everything else stays as hypothesis chose it (where
-# CI is set, it chooses the same examples every time).
-settings.register_profile("shmpool", deadline=None, print_blob=True)
+# On a shared machine the time that one example takes says nothing, nor does the time to make one. Everything else stays
+# as hypothesis chose it (where CI is set, it chooses the same examples every time).
+settings.register_profile(
+    "shmpool", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
 settings.load_profile("shmpool")
 
 _stderr = pytest.StashKey[int]()
@@ -58,6 +60,21 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if _stderr in config.stash:
         os.close(config.stash[_stderr])
         del config.stash[_stderr]
+
+
+def pytest_collection_finish() -> None:
+    """Prepare this process, and so the workers that it forks, for a machine that is slow.
+
+    The garbage collector passes over what was imported and collected: half a million objects by now, which take it a
+    third of a second, and a forked process that collects would copy all of their pages. Many tests collect, CPython's
+    own thirty times.
+    """
+    gc.collect()
+    gc.freeze()
+    if "shmpool" in sys.modules:
+        # The quarter of a second that may be spent on saying what cannot be pickled is soon over on a busy machine.
+        inspection = importlib.import_module("shmpool.serialize.inspect")
+        inspection.CULPRIT_SECONDS = 10.0 * TIMEUNIT
 
 
 def pytest_report_header() -> str:
@@ -98,6 +115,9 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     folder = Path(tempfile.mkdtemp(prefix="st-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
+        # Development mode is for this process and its workers. Of programs that tests start it is looked at what they
+        # print, which is more then.
+        patch.delenv("PYTHONDEVMODE", raising=False)
         patch.setattr(tempfile, "tempdir", str(folder))
         # multiprocessing makes a folder once and keeps it until the process ends: not the doing of the test that
         # happens to need it first.

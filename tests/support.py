@@ -6,8 +6,11 @@ slow machine sets ``SHMPOOL_TEST_TIMEUNIT=3`` and every limit is three times as 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -35,6 +38,39 @@ def wait_until(predicate: Callable[[], T], timeout: float, what: str | Callable[
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
     return value
+
+
+def is_gone(pid: int) -> bool:
+    """Has a process ended? Nobody may be there to wait for it, so a zombie is gone, too."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return stat[stat.rindex(")") + 2] == "Z"
+
+
+@contextlib.contextmanager
+def started(
+    *command: str, deadline: float = 120, **options: Any
+) -> Iterator[subprocess.Popen[Any]]:
+    """Start a program in a session of its own, all of whose processes end with the block, whatever happened in it.
+
+    They are killed after ``deadline`` units as well, so that whoever reads what the program prints does not hang.
+    """
+    with subprocess.Popen(command, start_new_session=True, **options) as process:
+
+        def kill() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+        timer = threading.Timer(deadline * TIMEUNIT, kill)
+        timer.start()
+        try:
+            yield process
+        finally:
+            timer.cancel()
+            timer.join()
+            kill()
 
 
 # What is left behind.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Self
 
 import numpy as np
@@ -16,6 +19,7 @@ from support import TIMEUNIT, wait_until
 
 import shmpool
 from shmpool.config import Config
+from shmpool.memory import segment
 
 MB = 1_000_000
 MIB = 1 << 20
@@ -24,19 +28,24 @@ MIB = 1 << 20
 def tree_memory() -> int:
     """Bytes of memory of this process and its children, shared pages counted once (PSS), without those of files.
 
-    Files are left out since how many of their pages count depends on what other programs map them.
+    Arenas count with what they hold, be it mapped or not. Other files are left out since how many of their pages count
+    depends on what other programs map them.
     """
     me = psutil.Process()
-    return sum(_memory(process.pid) for process in (me, *me.children(recursive=True)))
-
-
-def _memory(pid: int) -> int:
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:
-        return 0  # it has just ended
-    sizes = dict(line.split(":", 1) for line in text.splitlines()[1:])
-    return sum(int(sizes[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) * 1024
+    anonymous = mapped = 0
+    files: dict[tuple[int, int], int] = {}
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(OSError):  # it has just ended
+            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+            sizes = dict(line.split(":", 1) for line in text.splitlines()[1:])
+            anonymous += int(sizes["Pss_Anon"].split()[0]) * 1024
+            mapped += int(sizes["Pss_Shmem"].split()[0]) * 1024
+            for entry in os.scandir(f"/proc/{process.pid}/fd"):
+                with contextlib.suppress(FileNotFoundError):
+                    if os.readlink(entry.path).startswith("/memfd:shmpool"):
+                        status = os.stat(entry.path)
+                        files[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return anonymous + max(mapped, sum(files.values()))
 
 
 class Peak:
@@ -160,6 +169,31 @@ def test_a_full_file_system_is_an_error_and_no_signal(
     assert total(shmpool.put(filled(MIB, 1), store=store).get()) == MIB
 
 
+@pytest.mark.parametrize("spill_is_full", [False, True])
+def test_where_shared_memory_is_full_blocks_go_to_the_spill_folder(
+    monkeypatch: pytest.MonkeyPatch,
+    small_tmpfs: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    spill_is_full: bool,
+) -> None:
+    """A container's /dev/shm is small, and memory is made of files there where the system has no memfd."""
+    monkeypatch.setattr(segment, "_shared_folder", lambda: str(small_tmpfs))
+    spill = small_tmpfs if spill_is_full else tmp_path_factory.mktemp("spill")
+    config = Config.from_env()._replace(memory_backend="file", arena_min=16 * MIB)
+    store = shmpool.ObjectStore(64 * MIB, str(spill), config=config)
+    refs = [shmpool.put(filled(3 * MIB, i), store=store) for i in range(2)]
+    if spill_is_full:
+        with pytest.raises(shmpool.StoreFullError, match="neither has the spill folder"):
+            shmpool.put(filled(3 * MIB, 2), store=store)
+    else:
+        refs += [shmpool.put(filled(3 * MIB, i), store=store) for i in range(2, 6)]
+        assert store.stats().spilled == 4 * 3 * MIB
+    assert [total(ref.get()) // (3 * MIB) for ref in refs] == list(range(len(refs)))
+    del refs
+    assert total(shmpool.put(filled(3 * MIB, 1), store=store).get()) == 3 * MIB
+    store.verify()
+
+
 @pytest.fixture
 def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
     """A folder with room for 8 MiB."""
@@ -174,15 +208,41 @@ def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_freed_pages_stay_warm_and_go_back_after_some_idle_time() -> None:
+    for seconds in (0.3, 3, 30):
+        store = shmpool.ObjectStore(config=Config(warm_seconds=seconds * TIMEUNIT))
+        with shmpool.ShmExecutor(1, "fork", store=store) as ex:
+            assert ex.submit(total, filled(32 * MIB, 1)).result() == 32 * MIB
+            assert total(ex.submit(make, 32 * MIB, 1).result()) == 32 * MIB
+            ex.submit(total, np.zeros(3)).result()
+            before = tree_memory()
+            if store.stats().resident < 32 * MIB:
+                continue  # so slow a machine that they may have gone back before they were looked at
+            less = before - 60 * MIB
+            wait_until(lambda store=store: store.stats().resident == 0, 60, "warm pages to go")
+            wait_until(lambda less=less: tree_memory() < less, 60, "the tree's memory to fall")
+            return
+    pytest.fail("the freed pages were given back at once")
+
+
+def test_an_array_that_a_long_task_holds_is_not_written_again(tmp_path: Path) -> None:
     store = shmpool.ObjectStore(config=Config(warm_seconds=0.3 * TIMEUNIT))
-    with shmpool.ShmExecutor(1, "fork", store=store) as ex:
-        assert ex.submit(total, filled(32 * MIB, 1)).result() == 32 * MIB
-        assert total(ex.submit(make, 32 * MIB, 1).result()) == 32 * MIB
-        ex.submit(total, np.zeros(3)).result()
-        before = tree_memory()
-        assert store.stats().resident >= 32 * MIB
-        wait_until(lambda: store.stats().resident == 0, 10, "the parent's warm pages to go")
-        wait_until(lambda: tree_memory() < before - 60 * MIB, 10, "the memory of the tree to fall")
+    go = tmp_path / "go"
+
+    def hold(array: np.ndarray) -> int:
+        while not go.exists():
+            time.sleep(0.01)
+        return array.nbytes
+
+    with shmpool.ShmExecutor(2, "fork", store=store) as ex:
+        array = filled(8 * MIB, 1)
+        held = ex.submit(hold, array)
+        ex.submit(total, filled(8 * MIB, 2)).result()
+        wait_until(lambda: store.stats().resident <= 8 * MIB, 60, "the warm pages to go")
+        before = ex.stats().bytes_copied
+        assert ex.submit(total, array).result() == 8 * MIB
+        assert ex.stats().bytes_copied == before
+        go.touch()
+        assert held.result() == 8 * MIB
 
 
 def test_without_an_executor_freed_memory_goes_back_at_once() -> None:
@@ -203,6 +263,28 @@ def test_warm_pages_are_limited() -> None:
         assert store.stats().resident <= 16 * MIB
 
 
+def test_as_many_pages_stay_warm_as_were_in_use_lately_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1e6
+    monkeypatch.setattr("shmpool.store.heap.time", SimpleNamespace(monotonic=lambda: now))
+    store = shmpool.ObjectStore(config=Config(warm_bytes=MIB, warm_seconds=3600))
+    with shmpool.ShmExecutor(1, store=store) as ex:
+        ex.submit(total, np.zeros(3)).result()  # from now on the store is in use
+
+        def left_by(count: int) -> int:
+            refs = [ex.put(filled(4 * MIB, i)) for i in range(count)]
+            assert [total(ref.get()) for ref in refs] == [4 * MIB * i for i in range(count)]
+            del refs
+            return store.stats().resident
+
+        assert left_by(8) == left_by(8) == left_by(1) == 32 * MIB
+        now += 3601
+        assert left_by(1) == 32 * MIB, "it was not long ago"
+        now += 3601
+        assert left_by(1) == 4 * MIB
+
+
 def test_the_results_a_caller_drops_are_given_back_by_an_idle_worker() -> None:
     store = shmpool.ObjectStore(config=Config(warm_seconds=0.3 * TIMEUNIT))
     with shmpool.ShmExecutor(1, store=store) as ex:
@@ -211,17 +293,18 @@ def test_the_results_a_caller_drops_are_given_back_by_an_idle_worker() -> None:
         assert total(kept) == 64 * MIB
         assert tree_memory() > before + 60 * MIB
         del kept
-        wait_until(lambda: tree_memory() < before + 20 * MIB, 20, "the worker's memory to fall")
+        wait_until(lambda: tree_memory() < before + 20 * MIB, 60, "the worker's memory to fall")
 
 
+@pytest.mark.slow
 def test_a_backlog_under_buffersize_stays_small() -> None:
     def produce() -> Iterator[np.ndarray]:
         for i in range(200):
-            yield filled(100 * MB, i % 251)
+            yield filled(100 * MB, i)
 
     with Peak() as peak, shmpool.ShmExecutor(2) as ex:
         totals = list(ex.map(total, produce(), buffersize=4))
-    assert totals == [100 * MB * (i % 251) for i in range(200)]
+    assert totals == [100 * MB * i for i in range(200)]
     assert peak.most - peak.before < 1500 * MB
 
 
@@ -238,7 +321,7 @@ def test_one_array_for_many_tasks_is_one_copy_in_all() -> None:
         # some of them twice.)
         grown = tree_memory() - before
         assert ex.stats().bytes_copied - copied == size
-    assert 0.95 * size < grown < 1.05 * size
+    assert 0.9 * size < grown < 1.5 * size
 
 
 def test_huge_pages_are_used_or_clearly_refused() -> None:

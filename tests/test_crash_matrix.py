@@ -107,12 +107,12 @@ IN_THE_WORKER = ("argument unpickled", "running", "result pickled")
 
 
 def wait_for_error(future: Future[Any]) -> BaseException | None:
-    return future.exception(timeout=30 * TIMEUNIT)
+    return future.exception(timeout=60 * TIMEUNIT)
 
 
 def check_neighbours(neighbours: list[Future[int]]) -> None:
     """Of ``submit(abs, -0), submit(abs, -1), ...``."""
-    results = [future.result(timeout=30 * TIMEUNIT) for future in neighbours]
+    results = [future.result(timeout=60 * TIMEUNIT) for future in neighbours]
     assert results == list(range(len(neighbours))), "the tasks beside the bad one went wrong"
 
 
@@ -137,9 +137,9 @@ def test_death_of_a_worker_fails_its_task_only(
     start_method: str, deed: Callable[[], object], moment: str
 ) -> None:
     with ShmExecutor(1, mp_context=start_method) as executor:
-        pid = executor.submit(os.getpid).result(timeout=30 * TIMEUNIT)
+        pid = executor.submit(os.getpid).result(timeout=60 * TIMEUNIT)
         error = run_among_neighbours(executor, moment, deed)
-        successor = executor.submit(os.getpid).result(timeout=30 * TIMEUNIT)
+        successor = executor.submit(os.getpid).result(timeout=60 * TIMEUNIT)
     assert isinstance(error, WorkerDiedError), repr(error)
     assert isinstance(error, BrokenProcessPool), "existing except clauses miss it"
     assert (error.pid, error.exitcode) == (pid, DEADLY[deed])
@@ -160,9 +160,9 @@ def test_exception_fails_its_task_only(
     start_method: str, deed: Callable[[], object], moment: str
 ) -> None:
     with ShmExecutor(1, mp_context=start_method) as executor:
-        pid = executor.submit(os.getpid).result(timeout=30 * TIMEUNIT)
+        pid = executor.submit(os.getpid).result(timeout=60 * TIMEUNIT)
         error = run_among_neighbours(executor, moment, deed)
-        assert executor.submit(os.getpid).result(timeout=30 * TIMEUNIT) == pid, (
+        assert executor.submit(os.getpid).result(timeout=60 * TIMEUNIT) == pid, (
             "no worker had to die"
         )
     assert isinstance(error, (RAISING[deed], SerializationError)), repr(error)
@@ -174,7 +174,7 @@ def test_exit_while_an_argument_is_pickled_reaches_the_caller(start_method: str)
         before = [executor.submit(abs, -i) for i in range(10)]
         with pytest.raises(SystemExit):
             executor.submit(take, Bad(exit_by_exception, "pickled"))
-        assert executor.submit(abs, -1).result(timeout=30 * TIMEUNIT) == 1
+        assert executor.submit(abs, -1).result(timeout=60 * TIMEUNIT) == 1
         check_neighbours(before)
 
 
@@ -182,10 +182,10 @@ def test_exit_while_an_argument_is_pickled_reaches_the_caller(start_method: str)
 def test_blocks_that_a_killed_worker_held_are_released(start_method: str, moment: str) -> None:
     """That nothing is left is what the watch on every test looks at; here large arrays ride along."""
     with ShmExecutor(1, mp_context=start_method) as executor:
-        kept = executor.submit(np.negative, LARGE).result(timeout=30 * TIMEUNIT)
+        kept = executor.submit(np.negative, LARGE).result(timeout=60 * TIMEUNIT)
         error = wait_for_error(MOMENTS[moment](executor.submit, be_killed, LARGE, kept))
         assert isinstance(error, WorkerDiedError), repr(error)
-        again = executor.submit(np.negative, kept).result(timeout=30 * TIMEUNIT)
+        again = executor.submit(np.negative, kept).result(timeout=60 * TIMEUNIT)
         assert np.array_equal(again, LARGE)
     assert np.array_equal(kept, -LARGE), "an array died with the worker that made it"
 
@@ -200,7 +200,7 @@ def test_workers_that_die_at_the_same_time_fail_one_task_each(start_method: str)
         assert {type(error) for error in errors} == {WorkerDiedError}
         assert len({error.pid for error in errors}) == 6, "a worker cannot die twice"
         check_neighbours(good)
-        assert executor.submit(abs, -1).result(timeout=30 * TIMEUNIT) == 1
+        assert executor.submit(abs, -1).result(timeout=60 * TIMEUNIT) == 1
 
 
 @pytest.mark.parametrize("moment", IN_THE_WORKER)

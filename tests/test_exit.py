@@ -33,15 +33,55 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn", "loky"])
 @pytest.mark.parametrize("options", [[], ["-X", "dev", "-W", "error"]], ids=["plain", "dev mode"])
 def test_a_program_that_holds_everything_ends_silently(method, options, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.replace("METHOD", repr(method)))
+    done = run(SCRIPT.replace("METHOD", repr(method)), options, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def run(program, options, folder):
+    script = folder / "script.py"
+    script.write_text(program)
     home = str(Path(shmpool.__file__).parents[1])
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *options, str(script)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
         env={**os.environ, "PYTHONPATH": home},
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+ENDED = """
+import sys
+import threading
+
+import numpy as np
+import shmpool
+
+store = shmpool.ObjectStore()
+
+class Late:
+    def __del__(self, put=shmpool.put):
+        try:
+            put(np.ones(1 << 17), store=store)
+        except RuntimeError as error:
+            print(error)
+
+held = threading.Event()
+
+def hold():
+    with store._books:
+        held.set()
+        threading.Event().wait()
+
+sys.last_value = Late()  # goes before modules are emptied
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+"""
+
+
+def test_a_daemon_thread_that_the_interpreter_ends_keeps_nobody_waiting(tmp_path):
+    """It had the store's lock, and a finalizer wants it."""
+    done = run(ENDED, [], tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "the interpreter ends, and has ended a thread that used this store\n"

@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from support import CHECKS, TIMEUNIT, held_by_others, wait_until
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 WATCHED = """
@@ -186,7 +188,7 @@ def run_pytest(folder: Path, text: str, *, unit: float) -> SimpleNamespace:
         env=env,
         capture_output=True,
         text=True,
-        timeout=60 * TIMEUNIT,
+        timeout=150 * TIMEUNIT,
     )
     wrong: dict[str, list[str]] = {}
     if (folder / "junit.xml").exists():
@@ -262,7 +264,7 @@ sys.stdin.read()
         assert os.path.exists(path)
         assert held_by_others(path)
         parent.stdin.close()
-        wait_until(lambda: not os.path.exists(path), 10, "the other program to end")
+        wait_until(lambda: not os.path.exists(path), 60, "the other program to end")
 
 
 def test_every_check_is_seen_to_fail() -> None:
@@ -291,7 +293,7 @@ def test_a_test_that_hangs_ends_with_the_tracebacks_of_all_threads(tmp_path: Pat
     text = """
 import threading, pytest
 
-@pytest.mark.timeout(3)
+@pytest.mark.timeout(30)
 def test_hangs():
     thread = threading.Thread(target=threading.Event().wait, name="the other")
     thread.start()
@@ -299,7 +301,7 @@ def test_hangs():
 """
     session = run_pytest(tmp_path, text, unit=0.1)
     assert session.code == 1, session.output
-    assert "Timeout (0:00:00." in session.output
+    assert "Timeout (0:00:0" in session.output
     assert session.output.count("Thread 0x") >= 2
     assert "in test_hangs" in session.output
 

@@ -26,27 +26,33 @@ from support import TIMEUNIT
 LEVELS = {
     "errors": 0,
     "config": 0,
+    "lokys": 0,
+    "interrupts": 0,
     "memory": 1,
     "serialize": 1,
+    "progress": 1,
     "store": 2,
     "wire": 2,
     "worker": 3,
     "dispatch": 4,
+    "mapping": 5,
     "executor": 5,
+    "reusable": 5,
     "pool": 5,
     "integrations": 6,
     "trace": 6,
-    "progress": 6,
+    "asmain": 6,
     "cli": 6,
     "__main__": 6,
 }
 
 #: Each folder's modules, lowest first: a module may import those before it. The folder's ``__init__.py`` comes last.
 ORDER: dict[str, tuple[str, ...]] = {
-    "memory": ("intervals", "allocator", "segment", "dirty"),
+    "memory": ("intervals", "allocator", "segment", "dirty", "bulk"),
     "serialize": (
         *(
             "atoms",
+            "bare",
             "scriptnames",
             "mainmodule",
             "custom",
@@ -74,15 +80,50 @@ ORDER: dict[str, tuple[str, ...]] = {
             "explaining",
         ),
     ),
-    "wire": ("messages", "channel"),
-    "worker": ("init", "main", "process", "template", "launch"),
-    "dispatch": ("task", "state", "fleet", "driver"),
-    "integrations": (),
+    "wire": ("messages", "packets", "channel"),
+    "worker": ("chunks", "threads", "init", "interrupts", "main", "process", "template", "launch"),
+    "dispatch": (
+        "future",
+        "task",
+        "timer",
+        "state",
+        "counts",
+        "living",
+        "settle",
+        "fleet",
+        "driver",
+    ),
+    "pool": (
+        "outcomes",
+        "callbacks",
+        "results",
+        "window",
+        "arrivals",
+        "imap",
+        "core",
+        "process",
+        "pool",
+        "context",
+    ),
+    "integrations": (
+        "standins",
+        "install",
+        "in_child",
+        "joblib_arrays",
+        "joblib_workers",
+        "joblib",
+    ),
 }
 
 #: Imports between files of one level: (importer, imported), and why.
 SIDEWAYS = {
+    (
+        "executor",
+        "mapping",
+    ): "map is a method of the executor, its generators have a file of their own",
+    ("reusable", "executor"): "the reusable executor is one",
     ("pool", "executor"): "the pool stands on the executor's public methods",
+    ("cli", "asmain"): "`run` runs a script as `__main__`",
     ("cli", "integrations"): "`run` installs shmpool around a script",
     ("__main__", "cli"): "`python -m shmpool` is the command",
 }

@@ -7,7 +7,6 @@ are.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import pickle
 import sys
@@ -54,7 +53,7 @@ class Trip(NamedTuple):
 
 @contextlib.contextmanager
 def small_limits() -> Iterator[shmpool.ShmExecutor]:
-    config = dataclasses.replace(Config.from_env(), inline_limit=LIMIT)
+    config = Config.from_env()._replace(inline_limit=LIMIT)
     store = shmpool.ObjectStore(config=config)
     with shmpool.ShmExecutor(1, mp_context="fork", store=store) as executor:
         warm_up(executor, 1)

@@ -1,0 +1,140 @@
+"""Chaos: a thread that kills and stops workers at random."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from .load import Circumstances
+from .processes import descendants, is_alive, send_signal
+
+#: What a worker is said to have ended with when the process that could have known has ended before it.
+UNKNOWN = 255
+
+
+class Chaos:
+    """Kills, stops and continues workers while a ``with`` block runs.
+
+    Three workers in a row that die before they have started break a pool, as they should: so no second one is killed
+    young before another has started.
+
+    Parameters
+    ----------
+    workers : mapping of int
+        The workers' pids, as they are at any time.
+    folder : Path
+        Where each worker leaves ``<pid>.started`` when it is about to be ready.
+    rng : random.Random
+    circumstances : Circumstances
+        Where it is entered who was killed.
+    pause : float
+        Seconds from one deed to the next, on average.
+    most : int
+        So many kills at the most.
+    template : int or None
+        A process to be killed once as well, from which workers are forked.
+    """
+
+    def __init__(
+        self,
+        workers: Mapping[int, object],
+        folder: Path,
+        rng: random.Random,
+        circumstances: Circumstances,
+        *,
+        pause: float,
+        most: int,
+        template: int | None = None,
+    ) -> None:
+        self._workers = workers
+        self._folder = folder
+        self._rng = rng
+        self._circumstances = circumstances
+        self._pause = pause
+        self._most = most
+        self._template = template
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="chaos")
+        self._stopped: dict[int, float] = {}  # until when
+        self._young: int | None = None  # how many had started when one was killed young
+        self.tally: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """No more of it.  May be called twice."""
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def done(self) -> bool:
+        return self.tally["kills"] >= self._most
+
+    def _run(self) -> None:
+        deadline = 0.0
+        while not self._stop.is_set():
+            now = time.monotonic()
+            if now >= deadline and not self.done:
+                self._do_something(now)
+                deadline = now + self._rng.expovariate(1 / self._pause)
+            self._wake(now)
+            until = min([deadline if not self.done else now + 0.1, *self._stopped.values()])
+            self._stop.wait(max(0.0, until - time.monotonic()))
+        self._wake(float("inf"))
+
+    def _do_something(self, now: float) -> None:
+        workers = list(self._workers)
+        if not workers:
+            return
+        pid = self._rng.choice(workers)
+        roll = self._rng.random()
+        if self._template is not None and roll < 0.1:
+            self._circumstances.exitcodes.add(UNKNOWN)
+            send_signal(self._template, signal.SIGKILL)
+            self._template = None
+            self.tally["templates killed"] += 1
+        elif roll < 0.65:
+            self._kill(pid)
+        elif pid not in self._stopped:
+            send_signal(pid, signal.SIGSTOP)
+            self._stopped[pid] = now + self._rng.random() * 0.06
+            self.tally["stops"] += 1
+
+    def _kill(self, pid: int) -> None:
+        if not (self._folder / f"{pid}.started").exists():
+            started = len(list(self._folder.glob("*.started")))
+            if self._young is not None and started <= self._young:
+                return
+            self._young = started
+            self.tally["killed before they had started"] += 1
+        if pid not in self._workers or not is_alive(pid):
+            return
+        if pid not in self._circumstances.killed:
+            self.tally["kills"] += 1
+            self.tally["killed while stopped"] += pid in self._stopped
+        self._circumstances.killed.add(pid)
+        send_signal(pid, signal.SIGKILL)
+
+    def _wake(self, now: float) -> None:
+        for pid, until in list(self._stopped.items()):
+            if until <= now:
+                del self._stopped[pid]
+                if pid in self._workers or is_child(pid):
+                    send_signal(pid, signal.SIGCONT)
+
+
+def is_child(pid: int) -> bool:
+    """Is it a descendant of this process, and not a stranger that has got its number since?"""
+    return pid in descendants(os.getpid())
