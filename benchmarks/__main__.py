@@ -1,18 +1,23 @@
 """The command line: `python -m benchmarks --help`."""
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
 
 from . import __doc__ as description
-from .contenders import BASIC, CONTENDERS
-from .report import Figures, machine, notes, quantity, table, write_json
+from .contenders import BASIC, BOUNDS, CONTENDERS
+from .figures import Figures
+from .machine import about
+from .report import quantity, report
 from .runner import Options, run
 from .works import WORKS
 
+HERE = Path(__file__).parent
 
-def parse() -> tuple[argparse.Namespace, Options]:
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=description,
@@ -23,54 +28,90 @@ def parse() -> tuple[argparse.Namespace, Options]:
     parser.add_argument(
         "--contenders",
         nargs="+",
-        choices=["all", *CONTENDERS],
-        default=BASIC,
+        choices=["all", "basic", *CONTENDERS],
+        default=["all"],
         metavar="NAME",
-        help=f"all, or of: {', '.join(CONTENDERS)} (default: {' '.join(BASIC)})",
+        help=f"all (the default), basic ({' '.join(BASIC)}), or of: {', '.join(CONTENDERS)}",
     )
-    parser.add_argument("--no-limit", action="store_true", help="leave out what the machine allows")
-    parser.add_argument("--rounds", type=int, help="default 3")
+    parser.add_argument(
+        "--no-limit", action="store_true", help="leave out what the machine allows, and no pool"
+    )
+    parser.add_argument("--rounds", type=int, help="default 5")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--start-method", default="fork", choices=["fork", "spawn", "forkserver"])
-    parser.add_argument("--timeout", type=float, default=60, help="seconds, for one measurement")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples")
+    parser.add_argument(
+        "--limit", type=float, default=20, help="seconds for one measurement, default 20"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all samples (a full run: figures.json)"
+    )
+    parser.add_argument(
+        "--plots", type=Path, metavar="FOLDER", help="draw pictures (a full run: plots)"
+    )
+    parser.add_argument(
+        "--from", type=Path, dest="source", metavar="FILE", help="measure nothing, read this JSON"
+    )
     arguments = parser.parse_args()
+    # What is published comes from full runs, and from nothing else by accident.
+    is_full = not (arguments.quick or arguments.only or arguments.source or arguments.no_limit)
+    if is_full and "all" in arguments.contenders:
+        arguments.json = arguments.json or HERE / "figures.json"
+        arguments.plots = arguments.plots or HERE / "plots"
+    return arguments
 
-    contenders = tuple(CONTENDERS if "all" in arguments.contenders else arguments.contenders)
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    chosen = set(arguments.contenders)
+    if "basic" in chosen:
+        chosen.update(BASIC)
+    contenders = tuple(c for c in CONTENDERS if c in chosen or "all" in chosen)
     pace = {"budget": 0.2, "patience": 0.6, "warm_ups": 2} if arguments.quick else {}
-    options = Options(
+    return Options(
         works=tuple(arguments.only or [w for w in WORKS if WORKS[w].quick or not arguments.quick]),
-        contenders=(() if arguments.no_limit else ("limit",)) + contenders,
+        contenders=(() if arguments.no_limit else tuple(BOUNDS)) + contenders,
         workers=arguments.workers,
-        rounds=arguments.rounds or (1 if arguments.quick else 3),
+        rounds=arguments.rounds or (1 if arguments.quick else 5),
         start_method=arguments.start_method,
-        timeout=arguments.timeout,
+        limit=arguments.limit,
         **pace,
     )
-    return arguments, options
+
+
+def race(options: Options, file: Path | None) -> Figures:
+    """Run, and write what there is after each round."""
+    figures = Figures(options, about())
+    begin, before = time.monotonic(), 0
+    try:
+        for number, work, contender, answer in run(options):
+            if file and number > before:
+                figures.write(file)
+            before = number
+            shown = figures.add(work, contender, answer)
+            text = shown.get("error") or quantity(
+                figures.rounds(work, contender)[-1], WORKS[work].unit
+            )
+            clock = f"{time.monotonic() - begin:5.0f} s"
+            print(f"{clock}  {number + 1}  {work:20} {contender:14} {text}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted; what there is so far:", file=sys.stderr)
+    return figures
 
 
 def main() -> int:
-    arguments, options = parse()
-    figures = Figures(options)
-    begin = time.monotonic()
-    try:
-        for work, contender, answer in run(options):
-            figures.add(work, contender, answer)
-            value = figures.median(work, contender)
-            text = answer.get("error") if value is None else quantity(value, WORKS[work].unit)
-            clock = f"{time.monotonic() - begin:5.0f} s"
-            print(f"{clock}  {work:16} {contender:8} {text}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("interrupted; what there is so far:", file=sys.stderr)
-
-    about = machine()
-    print(f"{about['cpu']}, {about['cores']} cores, {about['system']}, Python {about['python']}")
-    print(f"{options.workers} workers, {options.start_method}, median of {options.rounds} rounds\n")
-    print(table(figures))
-    print(f"\n{notes(figures.answers)}")
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # nothing is left running
+    arguments = parse()
+    source = arguments.source
+    figures = Figures.read(source) if source else race(options_of(arguments), arguments.json)
+    print(report(figures))
     if arguments.json:
-        write_json(figures, arguments.json)
+        figures.write(arguments.json)
+    if arguments.plots:
+        try:
+            from .plots import draw_race
+        except ModuleNotFoundError as error:
+            print(f"no pictures: {error}", file=sys.stderr)
+        else:
+            draw_race(figures, arguments.plots)
     return 0
 
 

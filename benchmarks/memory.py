@@ -88,6 +88,10 @@ def _held(name, file):
     return status.st_blocks * 512 if same else 0
 
 
+class Unsampled(Exception):
+    """The machine was too busy, or this is not Linux."""
+
+
 class Sampler:
     """Samples the tree below a process from a thread, until it is told to stop."""
 
@@ -110,8 +114,14 @@ class Sampler:
 
     def growth(self, before: float, start: float, stop: float) -> float:
         """Peak between `start` and `stop` over the median between `before` and `start`, bytes."""
-        base = [size for when, size in self.samples if before <= when < start]
-        peak = [size for when, size in self.samples if start <= when <= stop]
-        if not base or not peak or not max(peak):
-            raise RuntimeError("memory could not be sampled")
-        return max(peak) - statistics.median(base)
+        return self.peak(start, stop) - statistics.median(self._between(before, start))
+
+    def peak(self, start: float, stop: float) -> float:
+        """The most that was in use between `start` and `stop`, in bytes."""
+        return max(self._between(start, stop))
+
+    def _between(self, start, stop):
+        sizes = [size for when, size in self.samples if start <= when <= stop and size]
+        if not sizes:
+            raise Unsampled(f"no sample of memory in {stop - start:.1f} s")
+        return sizes

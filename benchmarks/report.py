@@ -1,110 +1,79 @@
-"""Figures to a table, and to JSON."""
+"""Figures to tables."""
 
-import contextlib
-import json
-import os
-import platform
-import statistics
-import sys
-from collections.abc import Iterable
-from dataclasses import asdict
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Collection, Iterable, Sequence
 
-from .contenders import CONTENDERS, TITLES
-from .runner import Options
+from .contenders import BOUNDS, CONTENDERS
+from .figures import Figures, Verdict
+from .work import Reach
 from .works import WORKS
 
-OURS = "shmpool"
+TITLES = {name: contender.title for name, contender in CONTENDERS.items()} | BOUNDS
 
 
-class Figures:
-    """What has been measured so far."""
-
-    def __init__(self, options: Options):
-        self.options = options
-        self.answers: dict[str, dict[str, list[dict]]] = {}
-
-    def add(self, work: str, contender: str, answer: dict) -> None:
-        self.answers.setdefault(work, {}).setdefault(contender, []).append(answer)
-
-    def median(self, work: str, contender: str) -> float | None:
-        """Median over the rounds of each round's median; None if any round gave no number."""
-        answers = self.answers.get(work, {}).get(contender, [])
-        if not answers or any("samples" not in answer for answer in answers):
-            return None
-        return statistics.median(statistics.median(answer["samples"]) for answer in answers)
-
-    def best_peer(self, work: str) -> tuple[float, str] | None:
-        """The best of the others, the limit aside."""
-        peers = [
-            (value, contender)
-            for contender in self.options.contenders
-            if contender not in (OURS, "limit")
-            and (value := self.median(work, contender)) is not None
-        ]
-        return min(peers, default=None)
-
-    def as_json(self) -> dict:
-        works = {}
-        for work, answers in self.answers.items():
-            works[work] = {"title": WORKS[work].title, "unit": WORKS[work].unit, "figures": {}}
-            for contender, rounds in answers.items():
-                failed = next((a for a in rounds if "samples" not in a), None)
-                works[work]["figures"][contender] = failed or {
-                    "median": self.median(work, contender),
-                    "rounds": [answer["samples"] for answer in rounds],
-                    "scaled from": [answer.get("scaled") for answer in rounds],
-                }
-        return {"machine": machine(), "options": asdict(self.options), "works": works}
+def header(figures: Figures) -> str:
+    """On what, with what, when."""
+    about, options = figures.about, figures.options
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return (
+        f"{about['cpu']}, {about['cores']} cores, {about['memory'] / 2**30:.0f} GiB, "
+        f"{about['system']}, Python {about['python']}, {about['date']}\n"
+        f"{options.workers} workers, {options.start_method}, median of {options.rounds} rounds\n"
+        f"shmpool {about['commit']}, {versions}"
+    )
 
 
-def write_json(figures: Figures, file: Path) -> None:
-    file.write_text(json.dumps(figures.as_json(), indent=1) + "\n")
+def verdicts(figures: Figures) -> str:
+    """Markdown: shmpool against the best of the others, and what it is to reach."""
+    rows = [["", "limit", "shmpool", "best other", "", "ratio", "rounds", "reach", "reached"]]
+    for work in figures.works:
+        verdict = figures.verdict(work)
+        if verdict is None:
+            continue
+        unit = WORKS[work].unit
+        peer, limit = figures.median(work, verdict.peer), figures.median(work, "limit")
+        rows.append(
+            [
+                WORKS[work].title,
+                "" if limit is None else quantity(limit, unit),
+                quantity(verdict.ours, unit),
+                _also_plain(verdict),
+                "" if peer is None else _cell(figures, work, verdict.peer),
+                _ratios(verdict),
+                "{:.2f} to {:.2f}".format(*verdict.spread) if verdict.spread else "",
+                "; ".join(_in_words(reach, unit) for reach, _, _ in verdict.reaches),
+                "; ".join(_reached(*each) for each in verdict.reaches),
+            ]
+        )
+    return markdown(rows, left=(0, 3, 7, 8))
 
 
-def machine() -> dict:
-    """What the figures depend on."""
-    versions = {}
-    for package in sorted({c.package for c in CONTENDERS.values()} | {"numpy", "pandas"}):
-        with contextlib.suppress(metadata.PackageNotFoundError, ValueError):
-            versions[package] = metadata.version(package)
-    return {
-        "python": sys.version.split()[0],
-        "system": f"{platform.system()} {platform.release()}",
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "versions": versions,
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "")
-
-
-def table(figures: Figures) -> str:
-    """Markdown: a row a work, a column a contender, and shmpool against the best of the others."""
-    columns = figures.options.contenders
-    header = ["", *(TITLES[name] for name in columns)]
-    if OURS in columns:
-        header.append(f"{OURS} : best other")
-    body, footnotes = [], []
-    for name, answers in figures.answers.items():
-        row = [WORKS[name].title]
-        row += [_cell(figures, name, contender, answers, footnotes) for contender in columns]
-        if OURS in columns:
-            row.append(_ratio(figures, name))
-        body.append(row)
-    text = _markdown([header, *body])
-    if any("~" in line for line in text.splitlines()):
+def table(figures: Figures, contenders: Sequence[str], works: Collection[str]) -> str:
+    """Markdown: a row a work, a column a contender that has something to show."""
+    columns = [c for c in contenders if any(c in figures.answers[work] for work in works)]
+    rows = [["", *(TITLES[name] for name in columns)]]
+    footnotes: list[str] = []
+    for work in works:
+        cells = [_cell(figures, work, contender, footnotes) for contender in columns]
+        rows.append([WORKS[work].title, *cells])
+    text = markdown(rows)
+    if "~" in text:
         text += "\n~ scaled up from fewer tasks, as all of them would take too long"
     for number, note in enumerate(footnotes, 1):
         text += f"\n[{number}] {note}"
     return text
+
+
+def tables(figures: Figures) -> str:
+    """`table` for each group of works that the same contenders run."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for work in figures.works:
+        groups.setdefault(WORKS[work].contenders or (), []).append(work)
+    # The bare figures of the machine stand in the table of all.
+    groups.setdefault((), [])[:0] = groups.pop(("limit",), [])
+    parts = [
+        table(figures, figures.options.contenders, works) for works in groups.values() if works
+    ]
+    return "\n\n".join(parts)
 
 
 def notes(works: Iterable[str]) -> str:
@@ -112,31 +81,57 @@ def notes(works: Iterable[str]) -> str:
     return "\n".join(f"{WORKS[w].title}: {WORKS[w].notes}" for w in works if WORKS[w].notes)
 
 
-def _cell(figures: Figures, work: str, contender: str, answers: dict, footnotes: list) -> str:
-    rounds = answers.get(contender, [])
-    failed = next((answer for answer in rounds if "samples" not in answer), None)
-    if failed:
-        if failed["status"] not in ("error", "refused"):
-            return failed["status"]
-        if failed["error"] not in footnotes:
-            footnotes.append(failed["error"])
-        return f"{failed['status']} [{footnotes.index(failed['error']) + 1}]"
-    value = figures.median(work, contender)
-    if value is None:
-        return ""
-    scaled = any(answer.get("scaled") for answer in rounds)
-    return ("~" if scaled else "") + quantity(value, WORKS[work].unit)
+def report(figures: Figures) -> str:
+    """Everything."""
+    return "\n\n".join(
+        filter(None, (header(figures), verdicts(figures), tables(figures), notes(figures.works)))
+    )
 
 
-def _ratio(figures: Figures, work: str) -> str:
-    ours, peer = figures.median(work, OURS), figures.best_peer(work)
-    if not ours or not peer:
-        return ""
-    what = "less" if WORKS[work].unit == "bytes" else "faster"
-    ratio, name = peer[0] / ours, TITLES[peer[1]]
-    if ratio < 1:
-        ratio, what = 1 / ratio, "more" if what == "less" else "slower"
-    return f"{ratio:.{2 if ratio < 10 else 0}f}x {what} than {name}"
+def _cell(figures: Figures, work: str, contender: str, footnotes: list[str] | None = None) -> str:
+    failure = figures.failure(work, contender)
+    if failure is None:
+        value = figures.median(work, contender)
+        scaled = "~" if value is not None and figures.is_scaled(work, contender) else ""
+        return "" if value is None else scaled + quantity(value, WORKS[work].unit)
+    if footnotes is None or failure["status"] not in ("error", "refused"):
+        return failure["status"]
+    if failure["error"] not in footnotes:
+        footnotes.append(failure["error"])
+    return f"{failure['status']} [{footnotes.index(failure['error']) + 1}]"
+
+
+def _also_plain(verdict: Verdict) -> str:
+    """The best peer; and if that is used in a better way than it comes, the best of the others."""
+    names = dict.fromkeys((verdict.peer, verdict.plain_peer))
+    return "; ".join(TITLES[name] for name in names if name)
+
+
+def _ratios(verdict: Verdict) -> str:
+    ratios = {verdict.peer: verdict.ratio, verdict.plain_peer: verdict.plain_ratio}
+    return "; ".join(_times(ratio) for ratio in ratios.values() if ratio is not None)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.{2 if ratio < 10 else 0}f}x"
+
+
+def _in_words(reach: Reach, unit: str) -> str:
+    than = TITLES.get(reach.than, "")
+    if reach.at_most is not None:
+        return f"at most {quantity(reach.at_most, unit)}"
+    if reach.factor < 1:
+        return f"at most {1 / reach.factor:g}x {than}".rstrip()
+    if reach.factor == 1:
+        return ("not more" if unit == "bytes" else "not slower") + (f" than {than}" if than else "")
+    return f"{reach.factor:g}x {than}".rstrip()
+
+
+def _reached(reach: Reach, ratio: float | None, reached: bool | None) -> str:
+    if reached is None:
+        return "not compared"
+    figure = f" ({_times(ratio)})" if ratio is not None and reach.than else ""
+    return ("yes" if reached else "NO") + figure
 
 
 def quantity(value: float, unit: str) -> str:
@@ -150,14 +145,20 @@ def quantity(value: float, unit: str) -> str:
     raise AssertionError(value)
 
 
-def _markdown(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+def markdown(rows: list[list[str]], left: Collection[int] = (0,)) -> str:
+    """A table with its columns aligned, those of `left` to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for number, row in enumerate(rows):
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
         if number == 0:
-            rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-            lines.append("| " + " | ".join(rule) + " |")
+            rule = [
+                "-" * width if column in left else "-" * (width - 1) + ":"
+                for column, width in enumerate(widths)
+            ]
+            lines.append(f"| {' | '.join(rule)} |")
     return "\n".join(lines)

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-_kept: dict[tuple[int, int], np.ndarray] = {}
+_kept = {}
 PAGE = 4096 // 8  # float64 elements in a page of memory
 
 
@@ -27,8 +27,8 @@ def total(array, *_):
     return float(array.sum())
 
 
-def partial_total(array, item):
-    """For functools.partial: a big bound array, of which each item needs a little."""
+def element(array, item):
+    """One element of a big array that is bound to the function."""
     return float(array[item])
 
 
@@ -37,11 +37,16 @@ def produce(nbytes, number):
 
     Kept, because allocating 100 MB would cost more than a good pool needs to deliver them.
     """
-    array = _kept.get((nbytes, 0))
+    array = _kept.get(nbytes)
     if array is None:
-        array = _kept[nbytes, 0] = np.arange(nbytes // 8, dtype=np.float64)
+        array = _kept[nbytes] = np.arange(nbytes // 8, dtype=np.float64)
     array[0] = number
     return array
+
+
+def create(nbytes, number):
+    """Return a new array, as most functions do."""
+    return np.full(nbytes // 8, number, dtype=np.float64)
 
 
 def increment(array):
@@ -63,3 +68,22 @@ def count_rows(rows):
 def frame_total(frame):
     """Read a whole DataFrame."""
     return float(frame.to_numpy(copy=False).sum())
+
+
+# For contenders that know better ways.
+
+
+def keep(value):
+    """Run as the initializer of a worker: keep what all tasks need."""
+    _kept["value"] = value
+
+
+def with_kept(fn, item):
+    """``fn(what keep() was given, item)``."""
+    return fn(_kept["value"], item)
+
+
+def on_part(fn, whole, part, count):
+    """Run ``fn`` on one of so many equal parts of an array."""
+    size = len(whole) // count
+    return fn(whole[part * size : (part + 1) * size])

@@ -27,6 +27,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+from _memory import tree_memory
 from loky import cpu_count
 from PIL import Image
 from scipy import ndimage
@@ -171,19 +172,6 @@ def run(name: str, photos: list[np.ndarray], options: argparse.Namespace, folder
     np.save(f"{folder}/{name}.noisy.npy", noisy[0])
     for number, picture in enumerate(restored):
         np.save(f"{folder}/{name}.{number}.npy", picture)
-
-
-def tree_memory(pid: int) -> int:
-    """Memory of a process and its descendants in bytes; pages they share count once (PSS)."""
-    total = 0
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        total += next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            total += sum(tree_memory(int(child)) for child in children.read_text().split())
-    except (OSError, StopIteration):
-        pass  # it has just ended, or this is not Linux
-    return total
 
 
 def measure(name: str, photos: list[np.ndarray], options: argparse.Namespace, folder: str) -> dict:

@@ -5,12 +5,15 @@ The bound of a work is the same work done in this process, plus what no process 
 * one bare round trip over a socketpair to another process (a byte each way, or as many as travel
   inside the message), without any serialisation, thread or future;
 * pickling and unpickling what is passed, large buffers left out (protocol 5);
-* one memcpy (`np.copyto` onto warm memory) of every large buffer that is not shared yet.
+* one memcpy (`np.copyto` onto warm memory) of every large buffer that is not shared yet, in two
+  threads if it is very large: one does not use all of the memory's bandwidth.
 
 A map over large arrays runs on as many threads as there are workers: numpy lets go of the
 interpreter lock, so this is the parallel work on shared memory itself.
 """
 
+import contextlib
+import itertools
 import os
 import pickle
 import socket
@@ -18,9 +21,35 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from .contenders import Contender
+from .base import Contender
 
 INLINE = 100_000  # bytes: what is smaller travels in the message
+LARGE = 16_000_000  # bytes: what is smaller is copied as fast by one thread
+
+
+class Inline(Contender):
+    """The same work without any pool, in one process and one thread."""
+
+    name, title = "inline", "one process"
+
+    def start(self):
+        pass
+
+    def close(self):
+        pass
+
+    def call(self, fn, *args):
+        return fn(*args)
+
+    def map(self, fn, items):
+        return [fn(item) for item in items]
+
+    @contextlib.contextmanager
+    def scikit_learn(self):
+        from threadpoolctl import threadpool_limits  # scikit-learn needs it
+
+        with threadpool_limits(1):
+            yield
 
 
 class Limit(Contender):
@@ -41,24 +70,46 @@ class Limit(Contender):
 
     def call(self, fn, *args):
         value, inline, _ = self._carry((fn, args))
-        self._ping(inline)
+        self.ping(inline)
         fn, args = value
         return self._carry(fn(*args))[0]
 
     def map(self, fn, items):
         value, inline, large = self._carry((fn, list(items)))
-        self._ping(inline)
+        self.ping(inline)
         fn, items = value
-        if large > len(items) * 1_000_000:
-            self.threads = self.threads or ThreadPoolExecutor(self.workers)
-            results = list(self.threads.map(fn, items))
-        else:
-            results = [fn(item) for item in items]
+        in_threads = large > len(items) * 1_000_000
+        results = self._in_threads(fn, items) if in_threads else [fn(item) for item in items]
         return self._carry(results)[0]
 
     def close(self):
         self.socket.close()
         os.waitpid(self.child, 0)
+
+    def ping(self, nbytes):
+        """Send so many bytes to the other process and wait for one in return."""
+        count = nbytes if nbytes < INLINE else 1
+        self.socket.sendall(count.to_bytes(8, "little") + bytes(count))
+        self.socket.recv(1)
+
+    def copy(self, raw, parts=1):
+        """Copy bytes onto warm memory, in so many threads, and return that."""
+        # Two in turn: a result has to stay while the task that it is passed to makes the next.
+        turns = self.warm.get(raw.nbytes)
+        if turns is None:
+            turns = self.warm[raw.nbytes] = [np.ones(raw.nbytes, np.uint8) for _ in range(2)]
+        turns.reverse()
+        cuts = [raw.nbytes * part // parts for part in range(parts + 1)]
+        pieces = [slice(*cut) for cut in itertools.pairwise(cuts)]
+        if parts == 1:
+            np.copyto(turns[0], raw)
+        else:
+            self._in_threads(lambda piece: np.copyto(turns[0][piece], raw[piece]), pieces)
+        return turns[0]
+
+    def _in_threads(self, fn, items):
+        self.threads = self.threads or ThreadPoolExecutor(self.workers)
+        return list(self.threads.map(fn, items))
 
     def _carry(self, value):
         """Pickle, copy what is large and new, unpickle; with the bytes that are small and large."""
@@ -72,24 +123,13 @@ class Limit(Contender):
                 placed.append(raw.copy())
             else:
                 large += raw.nbytes
-                placed.append(raw if self._is_shared(raw) else self._copy(raw))
+                placed.append(
+                    raw if self._is_shared(raw) else self.copy(raw, 2 if raw.nbytes >= LARGE else 1)
+                )
         return pickle.loads(pickled, buffers=placed), inline, large
-
-    def _copy(self, raw):
-        # Two in turn: a result has to stay while the task that it is passed to makes the next.
-        turns = self.warm.setdefault(raw.nbytes, [])
-        memory = turns.pop(0) if len(turns) == 2 else np.zeros(raw.nbytes, np.uint8)
-        turns.append(memory)
-        np.copyto(memory, raw)
-        return memory
 
     def _is_shared(self, raw):
         return any(np.may_share_memory(raw, memory) for t in self.warm.values() for memory in t)
-
-    def _ping(self, inline):
-        count = inline if inline < INLINE else 1
-        self.socket.sendall(count.to_bytes(8, "little") + bytes(count))
-        self.socket.recv(1)
 
 
 def _echo(sock):
