@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
-from support import CHECKS, TIMEUNIT, Holdings, live_blocks, wait_until
+from support import CHECKS, START_METHODS, TIMEUNIT, Holdings, live_blocks, wait_until
 
 #: Units of time after which a test is taken to hang. The slowest take a tenth of it.
 HANGS_AFTER = 180
@@ -60,6 +60,22 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if _stderr in config.stash:
         os.close(config.stash[_stderr])
         del config.stash[_stderr]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out start methods that ``SHMPOOL_TEST_START_METHODS=fork,spawn`` does not name."""
+    wanted = set(filter(None, os.environ.get("SHMPOOL_TEST_START_METHODS", "").split(",")))
+    if unknown := wanted - set(START_METHODS):
+        raise pytest.UsageError(f"SHMPOOL_TEST_START_METHODS: no start method is called {unknown}")
+    unwanted = set(START_METHODS) - wanted if wanted else set()
+    kept, left_out = [], []
+    for item in items:
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        is_unwanted = any(isinstance(value, str) and value in unwanted for value in values)
+        (left_out if is_unwanted else kept).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 def pytest_collection_finish() -> None:
@@ -183,7 +199,7 @@ def _forget_the_default_store() -> None:
         sys.modules["shmpool.store.current"].set_store(None)
 
 
-@pytest.fixture(params=["fork", "forkserver", "spawn", "loky"])
+@pytest.fixture(params=START_METHODS)
 def start_method(request: pytest.FixtureRequest) -> str:
     """Each way to start a process, by name: ``ShmExecutor(mp_context=start_method)``."""
     return str(request.param)

@@ -22,6 +22,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+#: What there is on Linux.
+START_METHODS = ("fork", "forkserver", "spawn", "loky")
+
 #: Seconds that "1" means in the time-outs of the tests.
 TIMEUNIT = float(os.environ.get("SHMPOOL_TEST_TIMEUNIT") or 1)
 

@@ -25,6 +25,8 @@ from benchmarks.runner import Options
 from benchmarks.work import Reach, Work
 from benchmarks.works import WORKS
 
+pytestmark = pytest.mark.slow
+
 ABOUT = {
     "cpu": "a processor",
     "cores": 2,

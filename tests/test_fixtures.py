@@ -200,7 +200,7 @@ def run_pytest(folder: Path, text: str, *, unit: float) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    return run_pytest(tmp_path_factory.mktemp("watched"), WATCHED, unit=0.1)
+    return run_pytest(tmp_path_factory.mktemp("watched"), WATCHED, unit=0.05)
 
 
 @pytest.mark.parametrize("name", FAILING)

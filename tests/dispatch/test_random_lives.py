@@ -29,6 +29,8 @@ from shmpool.dispatch.state import (
     Watch,
 )
 
+pytestmark = pytest.mark.slow
+
 
 class _ModelTask:
     def __init__(self, timed: bool, retries: int) -> None:

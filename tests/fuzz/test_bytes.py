@@ -20,6 +20,8 @@ from shmpool.wire.messages import Answer, Call, Extras, Failed, Notice, Ready
 
 from .misdeeds import EDGES, PAGE, framed
 
+pytestmark = pytest.mark.slow
+
 u64 = st.integers(0, (1 << 64) - 1)
 triples = st.lists(st.tuples(u64, u64, u64), max_size=3)
 extras = st.builds(

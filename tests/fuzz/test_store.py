@@ -24,6 +24,8 @@ from shmpool.store.store import ObjectStore, Payload
 
 from .misdeeds import EDGES, PAGE, array_in
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -18,6 +19,8 @@ from link import Link, array, make_store, recount, ref_of
 
 from shmpool.errors import StoreFullError
 from shmpool.store.refs import ObjectRef
+
+pytestmark = pytest.mark.slow
 
 #: Under one page, some pages, a block of its own.
 SIZES = st.sampled_from([4096, 5000, 20_000, 100_000])
