@@ -91,6 +91,9 @@ class Config(NamedTuple):
     capacity_share: float = 0.6
     #: How private copies of pages are found: "scan" (PAGEMAP_SCAN), "pagemap", "none"; None = the best that works.
     dirty_detector: str | None = None
+    #: Have the kernel watch large arrays that come again and again unchanged, instead of comparing them each time; off
+    #: by ``SHMPOOL_WATCH_WRITES=0``.
+    watch_writes: bool = True
     #: How many threads BLAS and OpenMP may use in each worker; None = the cores, divided among the workers; 0 = no cap.
     worker_threads: int | None = None
     #: Recount the store's books after every change: slow, on in tests.
@@ -123,6 +126,7 @@ class Config(NamedTuple):
             arena_min=_size(env, "SHMPOOL_ARENA_MIN", default.arena_min),
             warm_seconds=_seconds(env, "SHMPOOL_WARM_SECONDS", default.warm_seconds),
             dirty_detector=detector,
+            watch_writes=env.get("SHMPOOL_WATCH_WRITES") != "0",
             worker_threads=_threads(env, "SHMPOOL_WORKER_THREADS"),
             verify=_flag(env, "SHMPOOL_VERIFY"),
         )

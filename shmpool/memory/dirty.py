@@ -45,35 +45,32 @@ Not to have to ask
     The first write to a page of a private mapping is a page fault, and the system counts those of a
     process: `page_faults`. If there has been none since a range was clean, it still is. That takes
     2 us, and spares the walk wherever code only reads what it has read before.
-
-The descriptor
-    A descriptor of /proc/self/pagemap means the memory of the process that opened it, for good:
-    after a fork the child would be told about its parent. So an inherited one is closed in the
-    child right after the fork, before its number can come to mean another file, and a new one is
-    opened when next needed. It is not inherited through exec. Who chose a detector closes it, when
-    no other thread is in it; it costs one descriptor until then, or until nobody holds it.
 """
 
 from __future__ import annotations
 
 import array
-import contextlib
 import ctypes
 import errno
-import fcntl
 import functools
 import itertools
 import mmap
 import os
-import struct
 import sys
 import tempfile
-import weakref
 from typing import Protocol
+
+from shmpool.memory.pagemap import (
+    PAGE_IS_FILE,
+    PAGE_IS_PRESENT,
+    PAGE_IS_SWAPPED,
+    PAGEMAP,
+    AboutThisProcess,
+    ask_pages,
+)
 
 __all__ = ["AlwaysDirty", "DirtyDetector", "PagemapRead", "PagemapScan", "choose", "page_faults"]
 
-_PAGEMAP = "/proc/self/pagemap"
 _PAGE = mmap.PAGESIZE
 
 # One question to the kernel covers at most this many pages (32 MB where they have 4 KB): it holds
@@ -125,15 +122,10 @@ class DirtyDetector(Protocol):
         ...
 
 
-class _Pagemap:
-    """What the two that ask the kernel share: the descriptor, and erring on the side of True."""
+class _Asking(AboutThisProcess):
+    """What the two that ask the kernel share: erring on the side of True."""
 
     name: str
-
-    def __init__(self) -> None:
-        # A dict, since its setdefault is atomic: no lock, which a fork could leave locked.
-        self._open: dict[str, int] = {}
-        _inherited.add(self)
 
     def is_dirty(self, address: int, nbytes: int) -> bool:
         """Tell whether any page that ``[address, address + nbytes)`` touches is a private copy."""
@@ -144,56 +136,15 @@ class _Pagemap:
         except OSError:
             return True
 
-    def close(self) -> None:
-        """Give back the descriptor; the next question opens it again. Can be called twice."""
-        descriptor = self._open.pop(_PAGEMAP, None)
-        if descriptor is not None:
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        if os is not None:  # at interpreter exit modules are emptied
-            self.close()
-
     def _ask(self, first: int, last: int) -> bool:
         """Answer for the pages ``[first, last)``; raise OSError where the kernel does not."""
         raise NotImplementedError
 
-    def _descriptor(self) -> int:
-        descriptor = self._open.get(_PAGEMAP)
-        if descriptor is None:
-            mine = os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
-            descriptor = self._open.setdefault(_PAGEMAP, mine)
-            if descriptor != mine:  # another thread was faster
-                os.close(mine)
-        return descriptor
 
-
-_inherited: weakref.WeakSet[_Pagemap] = weakref.WeakSet()
-
-
-def _forget_the_parents_memory() -> None:
-    for detector in list(_inherited):
-        with contextlib.suppress(OSError):
-            detector.close()
-
-
-os.register_at_fork(after_in_child=_forget_the_parents_memory)
-
-
-class PagemapScan(_Pagemap):
+class PagemapScan(_Asking):
     """Ask with the PAGEMAP_SCAN ioctl, which searches inside the kernel (Linux 6.7)."""
 
     name: str = "scan"
-
-    # struct pm_scan_arg: size, flags, start, end, walk_end, vec, vec_len, max_pages,
-    # category_inverted, category_mask, category_anyof_mask, return_mask; all of them u64.
-    _ARGUMENT = struct.Struct("=12Q")
-    # _IOWR('f', 16, struct pm_scan_arg). The architectures differ in the bits for "read" and for
-    # "write", but not in those for both.
-    _REQUEST = 3 << 30 | _ARGUMENT.size << 16 | ord("f") << 8 | 16
-    _PAGE_IS_FILE = 1 << 2
-    _PAGE_IS_PRESENT = 1 << 3
-    _PAGE_IS_SWAPPED = 1 << 4
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,34 +153,26 @@ class PagemapScan(_Pagemap):
         self._region = array.array("Q", (0, 0, 0))
 
     def _ask(self, first: int, last: int) -> bool:
-        descriptor = self._descriptor()
+        descriptor = self._pagemap()
         region, _ = self._region.buffer_info()
         while first < last:
             stop = min(last, first + _PAGES_PER_QUESTION)
-            # A bytearray of less than 1 KB: the GIL is released, and the result is the count.
-            argument = bytearray(
-                self._ARGUMENT.pack(
-                    self._ARGUMENT.size,
-                    0,
-                    first * _PAGE,
-                    stop * _PAGE,
-                    0,
-                    region,
-                    1,
-                    1,  # one page is enough to know
-                    self._PAGE_IS_FILE,  # wanted is the opposite of this category,
-                    self._PAGE_IS_FILE,  # in any case,
-                    self._PAGE_IS_PRESENT | self._PAGE_IS_SWAPPED,  # and one of these
-                    self._PAGE_IS_PRESENT,
-                )
-            )
-            if fcntl.ioctl(descriptor, self._REQUEST, argument, True):
+            if ask_pages(
+                descriptor,
+                first * _PAGE,
+                stop * _PAGE,
+                region,
+                inverted=PAGE_IS_FILE,  # wanted is the opposite of this category,
+                all_of=PAGE_IS_FILE,  # in any case,
+                any_of=PAGE_IS_PRESENT | PAGE_IS_SWAPPED,  # and one of these
+                most=1,  # one page is enough to know
+            ):
                 return True
             first = stop
         return False
 
 
-class PagemapRead(_Pagemap):
+class PagemapRead(_Asking):
     """Read /proc/self/pagemap, eight bytes a page, and look at the bits (Linux 4.2)."""
 
     name: str = "pagemap"
@@ -240,12 +183,12 @@ class PagemapRead(_Pagemap):
     _CLEAN = bytes(top for top in range(256) if top & 0b001_00000 or not top & 0b110_00000)
 
     def _ask(self, first: int, last: int) -> bool:
-        descriptor = self._descriptor()
+        descriptor = self._pagemap()
         while first < last:
             wanted = 8 * min(last - first, _PAGES_PER_QUESTION)
             entries = os.pread(descriptor, wanted, 8 * first)
             if len(entries) % 8 or not entries:
-                raise OSError(errno.EIO, f"{_PAGEMAP} ended at page {first}", _PAGEMAP)
+                raise OSError(errno.EIO, f"{PAGEMAP} ended at page {first}", PAGEMAP)
             if self._any_private(entries):
                 return True
             first += len(entries) // 8
@@ -271,7 +214,7 @@ class AlwaysDirty:
         """Do nothing: there is no descriptor."""
 
 
-_ASKING: dict[str, type[_Pagemap]] = {"scan": PagemapScan, "pagemap": PagemapRead}
+_ASKING: dict[str, type[_Asking]] = {"scan": PagemapScan, "pagemap": PagemapRead}
 
 
 def choose(name: str | None = None) -> DirtyDetector:
@@ -327,7 +270,7 @@ def _why_not(name: str) -> str:
         detector.close()
 
 
-def _find_mistake(detector: _Pagemap, mapping: mmap.mmap) -> str:
+def _find_mistake(detector: _Asking, mapping: mmap.mmap) -> str:
     view = ctypes.c_char.from_buffer(mapping)
     first = ctypes.addressof(view) // _PAGE
     del view  # or the mapping could not be closed

@@ -27,6 +27,7 @@ from shmpool.config import Config
 from shmpool.interrupts import WholeLock, whole
 from shmpool.memory import dirty
 from shmpool.memory.segment import Bytes, Mode
+from shmpool.memory.watch import WriteWatch
 from shmpool.store.addresses import AddressTable
 from shmpool.store.arena import Arena, OwnArena
 from shmpool.store.blocks import Block, BlockKey
@@ -112,7 +113,7 @@ class Books:
         self._arenas: dict[int, Arena] = {}  # own ones, too
         self._holds: dict[BlockKey, _Hold] = {}
         self._addresses: AddressTable[Lease] = AddressTable()
-        self._written = Written(self._report_gone)
+        self._written = Written(self._report_gone, WriteWatch() if config.watch_writes else None)
         self._peers: list[Peer] = []
         self._detector = dirty.choose(config.dirty_detector)
         self._copied = self._shared = 0

@@ -270,10 +270,21 @@ class ObjectStore(Exchange):
             self._hold(entry.block)
             if self._last_use:
                 self._used_now()
-        if entry.constant or (epoch is not None and entry.epoch is epoch):
-            return entry.block, entry.start
-        if bulk.same(source, self._target(entry.block, entry.start, source.nbytes)):
-            entry.epoch = epoch
+            if entry.constant or (epoch is not None and entry.epoch is epoch):
+                return entry.block, entry.start
+            is_unwritten = self._written.is_unwritten(key, entry)
+            watched = entry.watched
+        target = self._target(entry.block, entry.start, source.nbytes)
+        if is_unwritten:
+            assert watched is not None
+            head, tail = watched.start - key[0], watched.stop - key[0]
+            is_same = bulk.same(source[:head], target[:head]) and bulk.same(
+                source[tail:], target[tail:]
+            )
+        else:
+            is_same = bulk.same(source, target)
+        if is_same:
+            entry.compared(watched, epoch)
             return entry.block, entry.start
         self.let_go([entry.block])  # what is written anew will take the entry's place
         return None
@@ -313,9 +324,9 @@ class ObjectStore(Exchange):
             key = (source.__array_interface__["data"][0], source.nbytes)
             with self._books:
                 self._copied += source.nbytes
-                if (stale := self._written.remove(key)) is not None:
-                    self._unhold(stale)
-                if self._written.add(key, owner, block, start, epoch, constant):
+                if (stale := self._written.take(key)) is not None:
+                    self._unhold(stale.block)
+                if self._written.add(key, owner, block, start, epoch, constant, stale):
                     self._hold(block)
 
     def _indirect(

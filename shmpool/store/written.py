@@ -3,7 +3,10 @@
 An entry is found by the memory's address and length, and lives no longer than the array that owns the memory.  Equal
 address and length do not make equal contents: the caller of :meth:`Written.find` says whether the contents can have
 changed since; if so they are compared (``memcmp`` reads 22 GB/s, several times as fast as a copy and its page faults
-in the worker).  The caller holds the store's lock.
+in the worker).  What has been found the same before is also watched from then on, where the system can do that: its
+pages need not be compared for as long as nobody has written to them (:mod:`shmpool.memory.watch`).
+
+The caller holds the store's lock, except while it compares.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from shmpool.memory.watch import Watched, WriteWatch
 from shmpool.serialize.reductions import Window
 from shmpool.store.blocks import Block
 
@@ -22,6 +26,14 @@ __all__ = ["Entry", "Written", "WrittenKey", "owner_of"]
 
 #: Address and length in bytes of an array's memory.
 WrittenKey = tuple[int, int]
+
+#: Memory of at least so many bytes is watched: comparing it takes 60 us and more, to ask 15.
+_WORTH_WATCHING = 1 << 20
+#: Once it has been found the same so many times ...
+_PATIENCE = 1
+#: ... and so many times as often again, each time that the watch was in vain: memory that is written to between its
+#: uses has nothing of it but the page faults.
+_PATIENCE_GROWS = 8
 
 
 def owner_of(array: Any) -> tuple[Any, bool]:
@@ -43,9 +55,21 @@ def owner_of(array: Any) -> tuple[Any, bool]:
 
 
 class Entry:
-    """A copy in the store of an array of this process."""
+    """A copy in the store of an array of this process.
 
-    __slots__ = ("block", "constant", "epoch", "owner", "start")
+    Attributes
+    ----------
+    same : int
+        How many comparisons in a row have found the memory as it was.
+    patience : int
+        After how many of them it is watched.
+    watched : Watched or None
+        ``known`` says that it has been compared since the watch began.
+    """
+
+    __slots__ = (
+        "block", "constant", "epoch", "owner", "patience", "same", "start", "watchable", "watched",
+    )  # fmt: skip
 
     def __init__(
         self, owner: weakref.ref[Any], block: Block, start: int, epoch: object, constant: bool
@@ -55,6 +79,17 @@ class Entry:
         self.start = start
         self.epoch = epoch
         self.constant = constant
+        self.same = 0
+        self.patience = _PATIENCE
+        self.watchable = False
+        self.watched: Watched | None = None
+
+    def compared(self, watched: Watched | None, epoch: object) -> None:
+        """The memory was found as it was.  ``watched`` was this entry's before the comparison began."""
+        self.epoch = epoch
+        self.same += 1
+        if watched is not None:
+            watched.known = True
 
 
 class Written:
@@ -64,13 +99,16 @@ class Written:
     ----------
     gone : callable
         Called with the key of an entry whose owner is gone; from a finalizer, so anywhere.
+    watch : WriteWatch, optional
+        Tells what has been written to; default: nothing does, and all is compared.
     """
 
-    __slots__ = ("_entries", "_gone")
+    __slots__ = ("_entries", "_gone", "_watch")
 
-    def __init__(self, gone: Callable[[WrittenKey], None]) -> None:
+    def __init__(self, gone: Callable[[WrittenKey], None], watch: WriteWatch | None = None) -> None:
         self._entries: OrderedDict[WrittenKey, Entry] = OrderedDict()
         self._gone = gone
+        self._watch = watch
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -83,28 +121,74 @@ class Written:
         self._entries.move_to_end(key)
         return entry
 
+    def is_unwritten(self, key: WrittenKey, entry: Entry) -> bool:
+        """Has nobody written to the whole pages of this memory since they were compared?
+
+        If not, or if that is not known, the caller compares: with ``entry.watched`` as it is now in hand, and then says
+        so (:meth:`Entry.compared`).
+        """
+        watch = self._watch
+        if watch is None or not entry.watchable:
+            return False
+        if entry.watched is not None and entry.watched.known:
+            if watch.is_unwritten(entry.watched):
+                return True
+            self._end_watch(entry)
+        if entry.watched is None and entry.same >= entry.patience:
+            entry.watched = watch.watch(*key)
+            entry.watchable = entry.watched is not None
+        return False
+
+    def _end_watch(self, entry: Entry) -> None:
+        if entry.watched is not None:
+            assert self._watch is not None
+            self._watch.stop(entry.watched)
+            entry.watched = None
+            entry.same = 0
+            entry.patience *= _PATIENCE_GROWS
+
     def add(
-        self, key: WrittenKey, owner: Any, block: Block, start: int, epoch: object, constant: bool
+        self,
+        key: WrittenKey,
+        owner: Any,
+        block: Block,
+        start: int,
+        epoch: object,
+        constant: bool,
+        after: Entry | None = None,
     ) -> bool:
-        """Remember a copy; False if the owner cannot be watched, and so nothing was remembered."""
+        """Remember a copy, in the place of another; False if the owner cannot be watched: nothing was remembered."""
         gone = self._gone
         try:
             ref = weakref.ref(owner, lambda _ref: gone(key))
         except TypeError:
             return False
-        self._entries[key] = Entry(ref, block, start, epoch, constant)
+        entry = self._entries[key] = Entry(ref, block, start, epoch, constant)
+        # Memory of the process's own, from malloc. (Of other kinds it is harder to say who writes to it.)
+        entry.watchable = (
+            key[1] >= _WORTH_WATCHING and isinstance(owner, np.ndarray) and owner.flags.owndata
+        )
+        if after is not None:
+            entry.patience = after.patience
         return True
 
-    def remove(self, key: WrittenKey) -> Block | None:
+    def take(self, key: WrittenKey) -> Entry | None:
         """Forget an entry, if there is one; its block is the caller's to let go of."""
         entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._end_watch(entry)
+        return entry
+
+    def remove(self, key: WrittenKey) -> Block | None:
+        """The same; its block."""
+        entry = self.take(key)
         return None if entry is None else entry.block
 
     def remove_all_of(self, block: Block) -> int:
         """Forget the entries of a block; how many there were."""
         keys = [key for key, entry in self._entries.items() if entry.block == block]
         for key in keys:
-            del self._entries[key]
+            self.take(key)
         return len(keys)
 
     def remove_dead(self, key: WrittenKey) -> Block | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from shmpool.memory import dirty
+from shmpool.memory import dirty, pagemap
 from shmpool.memory.dirty import AlwaysDirty, DirtyDetector, PagemapRead
 
 PAGE = mmap.PAGESIZE
@@ -327,14 +327,14 @@ def test_threads_that_ask_first_at_the_same_time_share_one_descriptor(
 def test_where_the_kernel_cannot_be_asked_the_answer_is_dirty(
     detector: DirtyDetector, mapping: mmap.mmap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dirty, "_PAGEMAP", "/proc/self/no-such-file")
+    monkeypatch.setattr(pagemap, "PAGEMAP", "/proc/self/no-such-file")
     assert dirty_pages(detector, mapping) == list(range(PAGES))
 
 
 def test_a_pagemap_that_ends_too_early_means_dirty(
     mapping: mmap.mmap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dirty, "_PAGEMAP", "/dev/null")
+    monkeypatch.setattr(pagemap, "PAGEMAP", "/dev/null")
     with contextlib.closing(PagemapRead()) as detector:
         assert detector.is_dirty(address_of(mapping), PAGE)
 
@@ -435,8 +435,8 @@ def test_the_first_that_works_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None
     refused: set[str] = set()
     ask = {name: asking._ask for name, asking in dirty._ASKING.items()}
 
-    def make_ask(name: str) -> Callable[[dirty._Pagemap, int, int], bool]:
-        def asks_or_fails(self: dirty._Pagemap, first: int, last: int) -> bool:
+    def make_ask(name: str) -> Callable[[dirty._Asking, int, int], bool]:
+        def asks_or_fails(self: dirty._Asking, first: int, last: int) -> bool:
             if name in refused:
                 raise OSError(errno.ENOTTY, "not here")
             return ask[name](self, first, last)
@@ -463,7 +463,7 @@ def test_the_first_that_works_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None
 def test_one_that_was_asked_for_and_does_not_work_says_why(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dirty, "_PAGEMAP", "/proc/self/no-such-file")
+    monkeypatch.setattr(pagemap, "PAGEMAP", "/proc/self/no-such-file")
     with pytest.raises(RuntimeError, match=rf"{name!r} does not work here: .*no-such-file"):
         dirty.choose(name)
     assert dirty.choose().name == "none"

@@ -14,7 +14,8 @@ import pytest
 from link import MIB, Link, array, dump, make_store, recount, ref_of
 
 from shmpool.errors import RefError, StoreFullError, WireError
-from shmpool.memory import dirty
+from shmpool.memory import dirty, watch
+from shmpool.memory.watch import WriteWatch
 from shmpool.store.blocks import Block
 from shmpool.store.heap import Heap
 from shmpool.store.payload import decode
@@ -236,6 +237,125 @@ def test_a_changed_array_is_written_anew(store):
     assert store.load(second, "r")[-1] == 2
     first.release()
     second.release()
+
+
+@pytest.fixture
+def compared(monkeypatch) -> list[int]:
+    """How many bytes were compared, each time."""
+    if not watch._works():
+        pytest.skip("nothing can be watched here")
+    sizes: list[int] = []
+
+    def same(one: np.ndarray, other: np.ndarray) -> bool:
+        sizes.append(one.nbytes)
+        return bool((one == other).all())
+
+    monkeypatch.setattr("shmpool.store.store.bulk.same", same)
+    return sizes
+
+
+def test_an_array_that_comes_a_third_time_is_watched_and_compared_no_more(store, compared):
+    a = array(1, MIB + 100)
+    refs = [ref_of(store, a) for _ in range(5)]
+    assert compared[:2] == [a.nbytes] * 2
+    assert len(compared) == 2 + 2 * 2 and max(compared[2:]) < 4096, "only what is no whole page"
+    assert store.stats().bytes_copied == a.nbytes
+    assert all((ref.get() == 1).all() for ref in refs)
+
+
+@pytest.mark.parametrize("at", [0, 5000, MIB // 2, -5000, -1])
+def test_what_is_written_to_a_watched_array_travels(store, compared, at):
+    a = array(1, MIB + 100)
+    for _ in range(4):
+        ref_of(store, a)
+    for value in (2, 3, 4):
+        a[at] = value
+        assert ref_of(store, a).get()[at] == value
+
+
+def test_a_part_of_a_watched_array_is_compared(store, compared):
+    a = array(1, 3 * MIB)
+    for _ in range(4):
+        ref_of(store, a)
+    part = a[MIB : 2 * MIB + 10]
+    for _ in range(4):
+        ref_of(store, part)
+    a[MIB + 5] = 2
+    assert ref_of(store, part).get()[5] == 2
+    assert ref_of(store, a).get()[MIB + 5] == 2
+    part[6] = 3
+    assert ref_of(store, a).get()[MIB + 6] == 3
+
+
+def test_an_array_that_changes_between_its_uses_is_soon_only_compared(store, monkeypatch):
+    begun = []
+    original = WriteWatch.watch
+    monkeypatch.setattr(
+        WriteWatch, "watch", lambda *args: begun.append(original(*args)) or begun[-1]
+    )
+    a = array(0, MIB)
+    for value in range(1, 30):
+        a.fill(value)
+        for _ in range(4):
+            assert ref_of(store, a).get()[7] == value
+    assert len(begun) == 1
+
+
+def test_an_array_that_is_gone_is_watched_no_more(store, compared):
+    a = array(1, MIB)
+    for _ in range(4):
+        ref_of(store, a)
+    watching = store._written._watch
+    assert len(watching._ranges) == 1
+    del a
+    assert store.live_blocks() == 0
+    assert not watching._ranges
+
+
+def test_arrays_over_memory_that_others_may_write_to_are_always_compared(store, compared):
+    memory = bytearray(MIB)
+    a = np.frombuffer(memory, np.uint8)
+    for value in range(6):
+        memory[value] = value
+        assert ref_of(store, a).get()[value] == value
+        ref_of(store, a)
+    assert set(compared) == {MIB}
+
+
+def test_nothing_is_watched_where_the_user_says_so(compared, monkeypatch):
+    monkeypatch.setenv("SHMPOOL_WATCH_WRITES", "0")
+    store = ObjectStore()
+    a = array(1, MIB)
+    for _ in range(5):
+        ref_of(store, a)
+    assert compared == [MIB] * 4
+
+
+def test_threads_that_put_one_array_while_it_changes_see_no_older_state_than_their_own(store):
+    """What was in it when put was called, or later: never what was in it before."""
+    a = array(0, MIB + 50)
+    wrong: list[tuple[int, int]] = []
+    written_so_far = 0
+
+    def putter() -> None:
+        for _ in range(150):
+            before = written_so_far
+            got = int(ref_of(store, a).get()[MIB // 2])
+            if got < before:
+                wrong.append((before, got))
+
+    threads = [threading.Thread(target=putter) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        for _ in range(20):  # long enough unchanged to be watched
+            ref_of(store, a)
+        if written_so_far < 250:
+            a[MIB // 2] = written_so_far + 1
+            written_so_far += 1
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def test_within_an_epoch_an_array_is_taken_to_be_unchanged(store):

@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 from link import Link, array, make_store, recount, ref_of
 
 from shmpool.errors import StoreFullError
+from shmpool.store import written
 from shmpool.store.refs import ObjectRef
 
 pytestmark = pytest.mark.slow
@@ -43,8 +44,14 @@ class ArraysAgainstCopies(RuleBasedStateMachine):
     refs = Bundle("refs")
     arrays = Bundle("arrays")
 
-    @initialize(detector=st.sampled_from([None, "none"]), capacity=st.sampled_from([1, 64]))
-    def make(self, detector, capacity) -> None:
+    @initialize(
+        detector=st.sampled_from([None, "none"]),
+        capacity=st.sampled_from([1, 64]),
+        watched_from=st.sampled_from([1, written._WORTH_WATCHING]),
+    )
+    def make(self, detector, capacity, watched_from) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(written, "_WORTH_WATCHING", watched_from)
         self.detector = detector
         self.parent = make_store(capacity << 20, detector=detector, own_block=8192)
         self.held: list[_Held] = []
@@ -93,6 +100,15 @@ class ArraysAgainstCopies(RuleBasedStateMachine):
             return self.hold(ref_of(self.parent, held.thing), held.model)
         except StoreFullError:
             return multiple()
+
+    @rule(target=refs, held=arrays, times=st.integers(2, 4))
+    def put_an_array_again_and_again(self, held, times):
+        """So often that it is watched; what is written to it later must be noticed."""
+        try:
+            made = [ref_of(self.parent, held.thing) for _ in range(times)]
+        except StoreFullError:
+            return multiple()
+        return self.hold(made[-1], held.model)
 
     @rule(
         target=arrays, held=arrays, how=st.sampled_from(["same", "part", "new"]), keep=st.booleans()
@@ -162,6 +178,7 @@ class ArraysAgainstCopies(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "held"):
             return
+        self.patch.undo()
         self.count()
         self.in_worker.clear()
         self.link.flush()
