@@ -249,10 +249,11 @@ class Fleet:
 
 
 def _plain_calls(batch: list[tuple[int, Task]], handle: WorkerHandle, room: int) -> list[bytes]:
-    """The messages of the first tasks, up to one with blocks."""
+    """The messages of the first tasks, up to one with an arena that the worker may not know."""
+    knows = handle.peer.knows
     plain = []
     for number, task in batch:
-        if task.blocks:
+        if task.blocks and not all(block.arena in knows for block in task.blocks):
             break
         task.handle = handle
         plain.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ from support import wait_until
 
 from shmpool import ObjectStore, ShmExecutor
 from shmpool.config import Config
+from shmpool.dispatch.fleet import Fleet
+from shmpool.dispatch.task import Task
 from shmpool.wire.messages import Notice, encode
+from shmpool.worker.process import WorkerHandle
 
 
 def ones(number: int) -> np.ndarray:
@@ -75,3 +79,25 @@ def test_tasks_that_do_not_fit_in_the_socket_are_sent_later(
         busy.result(SOON)
         for i, future in enumerate(futures):
             assert future.result(SOON) == [60_000 + i, *map(len, more)]
+
+
+def element(array: np.ndarray, index: int) -> float:
+    return float(array[index])
+
+
+def test_tasks_with_blocks_that_the_worker_can_read_go_many_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    singly: list[int] = []
+    send = Fleet._send_with_extras
+
+    def counted(self: Fleet, handle: WorkerHandle, number: int, task: Task, room: int) -> bool:
+        singly.append(number)
+        return send(self, handle, number, task, room)
+
+    monkeypatch.setattr(Fleet, "_send_with_extras", counted)
+    array = np.arange(100_000.0)
+    with ShmExecutor(1, "fork") as executor:
+        assert list(executor.map(partial(element, array), range(500))) == list(range(500))
+        assert 1 <= len(singly) < 50, "only until the worker has the arena"
+        assert executor.stats().bytes_copied == array.nbytes
