@@ -27,6 +27,7 @@ from shmpool.serialize.pickling import ARGUMENTS, FOUND_BY_NAME, FUNCTION
 from shmpool.store.current import get_store
 from shmpool.store.refs import ObjectRef, put
 from shmpool.store.store import ObjectStore, StoreStats
+from shmpool.store.written import Epoch
 from shmpool.worker.chunks import Chunk, StarChunk
 from shmpool.worker.interrupts import is_blocked
 from shmpool.worker.launch import Launcher, find_context
@@ -329,7 +330,7 @@ class ShmExecutor(Executor):
         if buffersize is not None and buffersize < 1:
             raise ValueError("buffersize must be None or > 0")
         deadline = None if timeout is None else time.monotonic() + timeout
-        # No user code runs between the items of these, so an array seen twice has not changed in between.
+        # No user code runs between the items of these, so an array seen twice has not changed in between (Epoch).
         inert = not buffersize and all(type(it) in _INERT for it in iterables)
         bar = self._bar(iterables)
         calls: Iterator[tuple[Any, ...]] = zip(*iterables)  # noqa: B905  # the shortest ends it, as for map()
@@ -488,7 +489,7 @@ class ShmExecutor(Executor):
         ----------
         fn : callable
         inert : bool
-            No user code runs between the calls: an array that comes again has not changed.
+            No user code runs between the calls, but for what pickling runs: an array that comes again has not changed.
         bar : Bar, optional
             From :meth:`_bar`, to show the progress of these calls.  Default: that of all calls of this view together,
             if its options say so.
@@ -503,7 +504,7 @@ class ShmExecutor(Executor):
             function = self._function(fn)
         except Exception as error:
             return partial(_failed, error)
-        submit = partial(self._call, function, object() if inert else None)
+        submit = partial(self._call, function, Epoch() if inert else None)
         bar = bar or self._common_bar
         if bar is None:
             return submit
@@ -520,7 +521,7 @@ class ShmExecutor(Executor):
             function = self._function(fn)
         except Exception as error:
             return partial(map, partial(_failed, error))
-        return partial(self._calls, function, object())
+        return partial(self._calls, function, Epoch())
 
     def _bar(self, iterables: tuple[Iterable[Any], ...]) -> Bar | None:
         """A progress bar for the calls that are made of these, if the options say so."""
@@ -533,7 +534,7 @@ class ShmExecutor(Executor):
     def _call(
         self,
         function: Function,
-        epoch: object,
+        epoch: Epoch | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any] = _NO_KWARGS,
     ) -> Future[Any]:
@@ -545,7 +546,7 @@ class ShmExecutor(Executor):
         return self._take_on([task])[0]
 
     def _calls(
-        self, function: Function, epoch: object, calls: Iterable[tuple[Any, ...]]
+        self, function: Function, epoch: Epoch | None, calls: Iterable[tuple[Any, ...]]
     ) -> Iterator[Future[Any]]:
         """Several calls, of which none has to be waited for: together they cost less, and small tasks are all cost."""
         most = 1  # the first are on their way at once
@@ -572,7 +573,7 @@ class ShmExecutor(Executor):
             _release(tasks)
 
     def _task(
-        self, function: Function, epoch: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, function: Function, epoch: Epoch | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Task:
         arguments = self._store.dump((args, kwargs), self._launcher.pickling, ARGUMENTS, epoch)
         return Task(function, arguments, self._limits)

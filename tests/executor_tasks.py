@@ -188,3 +188,56 @@ def play(seed: int, arrays: list[Any]) -> list[Any]:
             _kept.append(array)
         given.append(np.float64(before))
     return given
+
+
+# What runs code of the user's when it is pickled: that fills one array again and again.
+
+SCRATCH = np.zeros(50_000)
+
+
+class FilledByGetstate:
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __getstate__(self) -> dict[str, Any]:
+        SCRATCH[:] = self.value
+        return {"value": self.value, "data": SCRATCH}
+
+
+class FilledByReduce:
+    def __init__(self, value: int, data: Any = None) -> None:
+        self.value, self.data = value, data
+
+    def __reduce__(self) -> Any:
+        SCRATCH[:] = self.value
+        return FilledByReduce, (self.value, SCRATCH)
+
+
+class FilledBySerializer:
+    def __init__(self, value: int, data: Any = None) -> None:
+        self.value, self.data = value, data
+
+
+def fill_in(item: FilledBySerializer) -> tuple[int, Any]:
+    SCRATCH[:] = item.value
+    return item.value, SCRATCH
+
+
+class FilledByIter:
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __iter__(self) -> Iterator[Any]:
+        SCRATCH[:] = self.value
+        return iter((self.value, SCRATCH))
+
+
+def value_and_ends(item: Any, data: Any = None) -> tuple[int, float, float]:
+    if data is not None:
+        return item, float(data[0]), float(data[-1])
+    return item.value, float(item.data[0]), float(item.data[-1])
+
+
+def ends_of_any(item: Any) -> tuple[float, float]:
+    data = item if isinstance(item, np.ndarray) else item.data
+    return float(data[0]), float(data[-1])

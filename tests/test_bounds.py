@@ -285,6 +285,16 @@ def test_as_many_pages_stay_warm_as_were_in_use_lately_and_no_more(
         assert left_by(1) == 4 * MIB
 
 
+def test_copies_that_are_only_kept_for_later_go_back_after_some_idle_time() -> None:
+    """The arrays live on, and nothing else is freed meanwhile."""
+    store = shmpool.ObjectStore(config=Config(warm_seconds=0.3 * TIMEUNIT))
+    arrays = [filled(8 * MIB, value) for value in range(4)]
+    with shmpool.ShmExecutor(1, store=store) as ex:
+        assert list(ex.map(total, arrays)) == [8 * MIB * value for value in range(4)]
+        wait_until(lambda: store.stats().resident == 0, 60, "the copies to go")
+        assert list(ex.map(total, arrays)) == [8 * MIB * value for value in range(4)]
+
+
 def test_the_results_a_caller_drops_are_given_back_by_an_idle_worker() -> None:
     store = shmpool.ObjectStore(config=Config(warm_seconds=0.3 * TIMEUNIT))
     with shmpool.ShmExecutor(1, store=store) as ex:

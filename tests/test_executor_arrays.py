@@ -17,6 +17,7 @@ import pytest
 from executor_tasks import METHODS, SOON, warm_executor
 from support import wait_until
 
+import shmpool
 from shmpool import ShmExecutor
 from shmpool.memory import dirty
 
@@ -606,3 +607,47 @@ def test_random_tasks_give_what_plain_numpy_gives(
 
 def copied(arrays: list[Any]) -> list[Any]:
     return [np.array(array) for array in arrays]
+
+
+REFILLING = [tasks.FilledByGetstate, tasks.FilledByReduce, tasks.FilledBySerializer]
+
+
+@pytest.fixture
+def with_serializer() -> Iterator[None]:
+    shmpool.register_serializer(
+        tasks.FilledBySerializer,
+        serializer=tasks.fill_in,
+        deserializer=lambda state: tasks.FilledBySerializer(*state),
+    )
+    yield
+    shmpool.deregister_serializer(tasks.FilledBySerializer)
+
+
+@pytest.mark.usefixtures("with_serializer")
+@pytest.mark.parametrize("kind", REFILLING)
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_what_is_filled_in_while_it_is_pickled_arrives_as_it_was(
+    kind: type[Any], chunksize: int
+) -> None:
+    with ShmExecutor(1, "fork") as executor:
+        if chunksize > 1:  # in one pickle, one array has one state
+            items = [kind(i) for i in range(6)]
+            seen = list(executor.map(tasks.value_and_ends, items, chunksize=chunksize))
+            assert [value for value, _, _ in seen] == list(range(6))
+            return
+        items = [kind(i) for i in range(6)]
+        assert list(executor.map(tasks.value_and_ends, items)) == [(i, i, i) for i in range(6)]
+        mixed = [tasks.SCRATCH, kind(7), tasks.SCRATCH, kind(8), tasks.SCRATCH]
+        ends = list(executor.map(tasks.ends_of_any, mixed))
+        assert ends == [(5, 5), (7, 7), (7, 7), (8, 8), (8, 8)]
+
+
+@pytest.mark.usefixtures("with_serializer")
+@pytest.mark.parametrize("kind", REFILLING)
+def test_a_pool_gets_what_is_filled_in_while_it_is_pickled(kind: type[Any]) -> None:
+    with shmpool.Pool(1) as pool:
+        items = [kind(i) for i in range(6)]
+        assert pool.map(tasks.value_and_ends, items, 1) == [(i, i, i) for i in range(6)]
+        assert list(pool.imap(tasks.value_and_ends, items)) == [(i, i, i) for i in range(6)]
+        calls = [tasks.FilledByIter(i) for i in range(6)]
+        assert pool.starmap(tasks.value_and_ends, calls, 1) == [(i, i, i) for i in range(6)]

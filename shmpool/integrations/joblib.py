@@ -346,7 +346,7 @@ class ShmpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             executor = self._lease.executor
             if self._read_only:
                 executor = executor.options(mmap_mode="r")
-            self._send = send = executor._bind(_run, inert=True)
+            self._send = send = executor._bind(_run)
         return send((func,))
 
     def _travelling(self, array: Any) -> Any:

@@ -272,8 +272,11 @@ class Pool(multiprocessing.pool.Pool):
         """Submit the tasks of a ``map``.  What the iterable raises fails one more task, at its place."""
         futures: list[Future[Any]] = []
         try:
-            submit = self._bind(func, chunksize, bar, star, inert=type(iterable) in INERT)
             star_calls = star and chunksize == 1
+            inert = type(iterable) in INERT and not (
+                star_calls and any(type(item) not in (tuple, list) for item in iterable)
+            )
+            submit = self._bind(func, chunksize, bar, star, inert=inert)
             calls = map(tuple, iterable) if star_calls else calls_of(iterable, chunksize)
             futures.extend(map(submit, calls))
         except Exception as error:

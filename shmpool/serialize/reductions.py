@@ -46,12 +46,17 @@ class Window:
     ----------
     owner : object
         Whose memory it is; kept alive.
+    made_of : ndarray or None
+        The memory is that of a copy, in C order, of this array, which is not contiguous.
     """
 
-    __slots__ = ("__array_interface__", "owner")
+    __slots__ = ("__array_interface__", "made_of", "owner")
 
-    def __init__(self, owner: object, address: int, nbytes: int) -> None:
+    def __init__(
+        self, owner: object, address: int, nbytes: int, made_of: np.ndarray | None = None
+    ) -> None:
         self.owner = owner
+        self.made_of = made_of
         self.__array_interface__ = {
             "data": (address, False),
             "shape": (nbytes,),
@@ -60,12 +65,14 @@ class Window:
         }
 
 
-def window(owner: object, address: int, nbytes: int) -> pickle.PickleBuffer:
+def window(
+    owner: object, address: int, nbytes: int, made_of: np.ndarray | None = None
+) -> pickle.PickleBuffer:
     """A writable buffer of bytes at an address.  What the receiver makes of it will be writable.
 
     The ``obj`` of a memoryview of it is an array whose ``base`` is a :class:`Window`.
     """
-    memory: Any = np.asarray(Window(owner, address, nbytes))
+    memory: Any = np.asarray(Window(owner, address, nbytes, made_of))
     return pickle.PickleBuffer(memory)
 
 
@@ -94,9 +101,11 @@ def _reduce_unusual(a: np.ndarray) -> Any:
 
 def _parts(a: np.ndarray) -> tuple[pickle.PickleBuffer, np.dtype, tuple[int, ...], tuple[int, ...]]:
     """Memory, dtype, shape, strides: of a copy if the array is not contiguous."""
+    made_of = None
     if not is_contiguous(a):
-        a = a.copy("C")
-    return window(a, a.__array_interface__["data"][0], a.nbytes), a.dtype, a.shape, a.strides
+        made_of, a = a, a.copy("C")
+    memory = window(a, a.__array_interface__["data"][0], a.nbytes, made_of)
+    return memory, a.dtype, a.shape, a.strides
 
 
 def is_contiguous(a: np.ndarray) -> bool:

@@ -145,6 +145,8 @@ class Books:
         hold = self._holds[key]
         hold.count -= 1
         if hold.count:
+            if not self._last_use and hold.count == self._written.times(hold.block):
+                self._used_now()  # from now on it is only kept in case the same array comes again
             return
         del self._holds[key]
         arena = self._arenas[block.arena]
@@ -411,7 +413,7 @@ def _reporter(books: weakref.ref[Books]) -> Callable[[Lease | WrittenKey], None]
         elif hasattr(
             item, "end"
         ):  # a lease, said without a name that interpreter exit may have emptied
-            item.end()  # type: ignore[union-attr]
+            item.end()
 
     return report
 

@@ -26,6 +26,7 @@ from shmpool.memory import bulk
 from shmpool.memory.intervals import IntervalSet
 from shmpool.memory.segment import HUGE_PAGE, Bytes, Mode, Segment, round_up
 from shmpool.serialize.atoms import dump_atoms
+from shmpool.serialize.bare import BARE
 from shmpool.serialize.pickling import Pickling, What, loads
 from shmpool.store import payload as wire_form
 from shmpool.store.arena import OwnArena
@@ -35,7 +36,7 @@ from shmpool.store.exchange import Exchange
 from shmpool.store.heap import Heap, HugePages
 from shmpool.store.limits import allowed_memory
 from shmpool.store.payload import Layout, Span
-from shmpool.store.written import owner_of
+from shmpool.store.written import Epoch, WrittenKey, key_of, owner_of
 
 __all__ = ["ObjectStore", "Payload", "StoreStats", "stores", "travelling"]
 
@@ -159,7 +160,9 @@ class ObjectStore(Exchange):
         with self._books:
             return self._locate(source) is not None
 
-    def dump(self, obj: object, pickling: Pickling, what: What, epoch: object = None) -> Payload:
+    def dump(
+        self, obj: object, pickling: Pickling, what: What, epoch: Epoch | None = None
+    ) -> Payload:
         """Bring ``obj`` into its travelling form.
 
         Parameters
@@ -168,8 +171,8 @@ class ObjectStore(Exchange):
         pickling : Pickling
         what : What
             Which object it is, for errors.
-        epoch : object, optional
-            Arrays that were dumped with this same epoch before have not changed since.
+        epoch : Epoch, optional
+            Arrays that were dumped with this same epoch before have not changed since, while it lasts.
 
         Raises
         ------
@@ -185,7 +188,7 @@ class ObjectStore(Exchange):
         with whole, heard():
             return self._dump(obj, pickling, what, epoch)
 
-    def _dump(self, obj: object, pickling: Pickling, what: What, epoch: object) -> Payload:
+    def _dump(self, obj: object, pickling: Pickling, what: What, epoch: Epoch | None) -> Payload:
         outer = travelling.store, travelling.carried
         carried: list[Block] = []
         travelling.store, travelling.carried = self, carried
@@ -196,6 +199,9 @@ class ObjectStore(Exchange):
             raise
         finally:
             travelling.store, travelling.carried = outer
+        if epoch is not None and not (epoch.lasts and stream[0][:1] == BARE):
+            epoch.lasts = False  # code of the user's may have run
+            epoch = None
         if not buffers and not carried:
             if len(stream) == 1:
                 if len(stream[0]) < self.config.message_limit:
@@ -209,7 +215,7 @@ class ObjectStore(Exchange):
         stream: list[bytes | memoryview],
         buffers: list[memoryview],
         carried: list[Block],
-        epoch: object,
+        epoch: Epoch | None,
     ) -> Payload:
         blocks = carried  # held already
         spans: list[Span | None] = []
@@ -225,7 +231,7 @@ class ObjectStore(Exchange):
                     ridden += buffer.nbytes
                     continue
                 source = np.frombuffer(buffer, np.uint8)
-                found = self._find(source, epoch)
+                found = self._find(source, key_of(buffer.obj, source), epoch)
                 if found is None:
                     to_copy.append((len(spans), source))
                     spans.append(None)
@@ -256,14 +262,15 @@ class ObjectStore(Exchange):
             raise
         return Payload(self, b"".join(chunks), blocks, copied, shared)
 
-    def _find(self, source: Bytes, epoch: object) -> tuple[Block, int] | None:
+    def _find(
+        self, source: Bytes, key: WrittenKey, epoch: Epoch | None
+    ) -> tuple[Block, int] | None:
         """Where these bytes are in the store already: (block, now held, start in it)."""
         with self._books:
             found = self._locate(source)
             if found is not None:
                 self._hold(found[0])
                 return found
-            key = (source.__array_interface__["data"][0], source.nbytes)
             entry = self._written.find(key)
             if entry is None:
                 return None
@@ -306,7 +313,7 @@ class ObjectStore(Exchange):
         blocks: list[Block],
         spans: list[Span | None],
         buffers: list[memoryview],
-        epoch: object,
+        epoch: Epoch | None,
     ) -> None:
         """Copy a group of buffers into one new block, and note where they are."""
         starts, end = [], 0
@@ -321,7 +328,7 @@ class ObjectStore(Exchange):
         for (position, source), start in zip(group, starts, strict=True):
             spans[position] = Span(index, start, source.nbytes)
             owner, constant = owner_of(buffers[position].obj)
-            key = (source.__array_interface__["data"][0], source.nbytes)
+            key = key_of(buffers[position].obj, source)
             with self._books:
                 self._copied += source.nbytes
                 if (stale := self._written.take(key)) is not None:

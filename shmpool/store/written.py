@@ -1,7 +1,8 @@
 """Which arrays of this process are already in the store: a copy that was made once serves again.
 
-An entry is found by the memory's address and length, and lives no longer than the array that owns the memory.  Equal
-address and length do not make equal contents: the caller of :meth:`Written.find` says whether the contents can have
+An entry is found by the memory's address and length (of an array that is not contiguous, and so was copied on its way
+here, by its shape and strides as well), and lives no longer than the array that owns the memory.  Being found there
+does not make equal contents: the caller of :meth:`Written.find` says whether the contents can have
 changed since; if so they are compared (``memcmp`` reads 22 GB/s, several times as fast as a copy and its page faults
 in the worker).  What has been found the same before is also watched from then on, where the system can do that: its
 pages need not be compared for as long as nobody has written to them (:mod:`shmpool.memory.watch`).
@@ -12,7 +13,7 @@ The caller holds the store's lock, except while it compares.
 from __future__ import annotations
 
 import weakref
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +23,11 @@ from shmpool.memory.watch import Watched, WriteWatch
 from shmpool.serialize.reductions import Window
 from shmpool.store.blocks import Block
 
-__all__ = ["Entry", "Written", "WrittenKey", "owner_of"]
+__all__ = ["Entry", "Epoch", "Written", "WrittenKey", "key_of", "owner_of"]
 
-#: Address and length in bytes of an array's memory.
-WrittenKey = tuple[int, int]
+#: Address and length in bytes of an array's memory; of an array that is not contiguous also its items' size, shape and
+#: strides, and the length is that of its items together.
+WrittenKey = tuple[int, ...]
 
 #: Memory of at least so many bytes is watched: comparing it takes 60 us and more, to ask 15.
 _WORTH_WATCHING = 1 << 20
@@ -36,15 +38,47 @@ _PATIENCE = 1
 _PATIENCE_GROWS = 8
 
 
+class Epoch:
+    """A time in which no code of the user's runs that could change an array: the caller sees to that.
+
+    What the user has taught pickle (``__reduce__``, ``__getstate__``, ...) is such code, so it is over when something is
+    pickled that may have any.
+    """
+
+    __slots__ = ("lasts",)
+
+    def __init__(self) -> None:
+        self.lasts = True
+
+
+def key_of(buffer: Any, source: np.ndarray) -> WrittenKey:
+    """Where the entry of a buffer is to be found.
+
+    Parameters
+    ----------
+    buffer : object
+        What the buffer belongs to.
+    source : ndarray
+        Its bytes.
+    """
+    base = getattr(buffer, "base", None)
+    if type(base) is Window and (array := base.made_of) is not None:
+        address: int = array.__array_interface__["data"][0]
+        return (address, source.nbytes, array.itemsize, *array.shape, *array.strides)
+    return source.__array_interface__["data"][0], source.nbytes
+
+
 def owner_of(array: Any) -> tuple[Any, bool]:
     """The object that owns an array's memory, as far as arrays go, and whether the memory can never change.
 
     A read-only array does not count as unchangeable: its flag can be set back.  An array over ``bytes`` does.
-    A :class:`Window` is looked through.
+    A :class:`Window` is looked through; behind a copy it shows what that was made of.
     """
     while isinstance(array, np.ndarray):
         base: Any = array.base
         if isinstance(base, Window):
+            if base.made_of is not None:
+                return owner_of(base.made_of)[0], False
             base = base.owner
             if not isinstance(base, np.ndarray):
                 return base, False
@@ -103,10 +137,11 @@ class Written:
         Tells what has been written to; default: nothing does, and all is compared.
     """
 
-    __slots__ = ("_entries", "_gone", "_watch")
+    __slots__ = ("_entries", "_gone", "_keys", "_watch")
 
     def __init__(self, gone: Callable[[WrittenKey], None], watch: WriteWatch | None = None) -> None:
         self._entries: OrderedDict[WrittenKey, Entry] = OrderedDict()
+        self._keys: dict[Block, set[WrittenKey]] = {}  # of the entries of each block
         self._gone = gone
         self._watch = watch
 
@@ -163,10 +198,15 @@ class Written:
             ref = weakref.ref(owner, lambda _ref: gone(key))
         except TypeError:
             return False
+        self.take(key)
         entry = self._entries[key] = Entry(ref, block, start, epoch, constant)
+        self._keys.setdefault(block, set()).add(key)
         # Memory of the process's own, from malloc. (Of other kinds it is harder to say who writes to it.)
         entry.watchable = (
-            key[1] >= _WORTH_WATCHING and isinstance(owner, np.ndarray) and owner.flags.owndata
+            len(key) == 2  # else it is not one range
+            and key[1] >= _WORTH_WATCHING
+            and isinstance(owner, np.ndarray)
+            and owner.flags.owndata
         )
         if after is not None:
             entry.patience = after.patience
@@ -177,6 +217,10 @@ class Written:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._end_watch(entry)
+            keys = self._keys[entry.block]
+            keys.remove(key)
+            if not keys:
+                del self._keys[entry.block]
         return entry
 
     def remove(self, key: WrittenKey) -> Block | None:
@@ -186,7 +230,7 @@ class Written:
 
     def remove_all_of(self, block: Block) -> int:
         """Forget the entries of a block; how many there were."""
-        keys = [key for key, entry in self._entries.items() if entry.block == block]
+        keys = list(self._keys.get(block, ()))
         for key in keys:
             self.take(key)
         return len(keys)
@@ -198,8 +242,11 @@ class Written:
 
     def blocks(self) -> list[tuple[Block, int]]:
         """The blocks that entries hold, with how many entries each."""
-        times = Counter(entry.block for entry in self._entries.values())
-        return list(times.items())
+        return [(block, len(keys)) for block, keys in self._keys.items()]
+
+    def times(self, block: Block) -> int:
+        """How many entries a block has."""
+        return len(self._keys.get(block, ()))
 
     def take_oldest(self) -> Block | None:
         """Forget the entry that was used the longest ago."""

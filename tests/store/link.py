@@ -15,6 +15,7 @@ from shmpool.store.blocks import Block
 from shmpool.store.peer import Peer
 from shmpool.store.refs import ObjectRef
 from shmpool.store.store import ObjectStore, Payload
+from shmpool.store.written import Epoch
 
 MIB = 1 << 20
 
@@ -28,7 +29,7 @@ def make_store(
     return ObjectStore(capacity, False, config=config)
 
 
-def dump(store: ObjectStore, obj: object, epoch: object = None) -> Payload:
+def dump(store: ObjectStore, obj: object, epoch: Epoch | None = None) -> Payload:
     return store.dump(obj, Pickling(MainModule.nothing(), store.wanted), OBJECT, epoch)
 
 

@@ -21,6 +21,7 @@ from shmpool.store.heap import Heap
 from shmpool.store.payload import decode
 from shmpool.store.refs import ObjectRef, get, put
 from shmpool.store.store import ObjectStore, Payload
+from shmpool.store.written import Epoch
 
 
 @pytest.fixture(params=["scan", "pagemap", "none"])
@@ -359,14 +360,80 @@ def test_threads_that_put_one_array_while_it_changes_see_no_older_state_than_the
 
 
 def test_within_an_epoch_an_array_is_taken_to_be_unchanged(store):
-    a, epoch = array(1), object()
+    a, epoch = array(1), Epoch()
     first = dump(store, a, epoch)
     a[0] = 2
-    second, third = dump(store, a, epoch), dump(store, a, object())
+    second, third = dump(store, a, epoch), dump(store, a, Epoch())
     assert second.blocks == first.blocks
     assert store.load(third, "r")[0] == 2
     for payload in (first, second, third):
         payload.release()
+
+
+class Refilling:
+    """Its pickling changes an array, as user code may."""
+
+    def __init__(self, a: np.ndarray) -> None:
+        self.a = a
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.a += 1
+        return {"a": self.a}
+
+
+def test_an_epoch_is_over_when_code_of_the_users_may_have_run(store):
+    a, epoch = array(0), Epoch()
+    objects = [a, Refilling(a), Refilling(a), a]
+    payloads = [dump(store, obj, epoch) for obj in objects]
+    first, second, third, last = (store.load(payload, "r") for payload in payloads)
+    assert [first[0], second.a[0], third.a[0], last[0]] == [0, 1, 2, 2]
+    for payload in payloads:
+        payload.release()
+
+
+STRIDED = [
+    lambda a: a[:, ::2],
+    lambda a: a[10:, 5:],
+    lambda a: a[::-1],
+    lambda a: a.T[::3],
+    lambda a: np.broadcast_to(a[0], (50, a.shape[1])),
+    lambda a: a.view("u1,u1,u2,u4")["f2"],
+]
+
+
+@pytest.mark.parametrize("cut", STRIDED)
+def test_an_array_that_is_not_contiguous_is_written_once_too(store, cut):
+    a = np.arange(200 * 300, dtype=np.uint64).reshape(200, 300)
+    part = cut(a)
+    refs = [ref_of(store, part) for _ in range(3)] + [ref_of(store, cut(a)) for _ in range(3)]
+    assert store.stats().bytes_copied == part.nbytes
+    for ref in refs:
+        np.testing.assert_array_equal(ref.get(), part)
+    a[12, 8] += 77
+    a[0, 6] += 77
+    np.testing.assert_array_equal(ref_of(store, part).get(), part)
+    del refs, ref, part
+    del a
+    assert store.live_blocks() == 0
+
+
+def test_parts_of_one_array_that_look_alike_are_told_apart(store):
+    a = np.arange(400 * 400, dtype=np.uint32).reshape(400, 400)
+    parts = [a[:, ::2], a[:, 1::2], a[::2, :200], a[:200, ::2], a.T[:, ::2], a[:, :200].T]
+    refs = [ref_of(store, part) for part in parts * 2]
+    for ref, part in zip(refs, parts * 2, strict=True):
+        np.testing.assert_array_equal(ref.get(), part)
+    assert store.stats().bytes_copied == sum(part.nbytes for part in parts)
+
+
+def test_an_array_that_is_not_contiguous_and_comes_from_the_store_is_written_once(store):
+    a = ref_of(store, np.arange(100_000.0)).get("c")
+    copied = store.stats().bytes_copied
+    refs = [ref_of(store, a[::2]) for _ in range(3)]
+    assert store.stats().bytes_copied - copied == a[::2].nbytes
+    a[2] = -1
+    assert ref_of(store, a[::2]).get()[1] == -1
+    assert [ref.get()[1] for ref in refs] == [2, 2, 2]
 
 
 def test_memory_that_is_used_again_is_not_taken_for_what_was_there(store):

@@ -69,6 +69,31 @@ def test_what_was_used_the_longest_ago_is_forgotten_first():
     assert order == [1, 2, 0]
 
 
+def test_the_entries_of_a_block_are_counted_and_forgotten_together():
+    written = Written(lambda _key: None)
+    owners = [np.zeros(1) for _ in range(6)]
+    for number, owner in enumerate(owners):
+        written.add((number, 8), owner, BLOCK if number % 2 else OTHER, 0, None, False)
+    assert sorted(written.blocks()) == sorted([(BLOCK, 3), (OTHER, 3)])
+    written.add((1, 8), owners[0], OTHER, 64, None, False)  # in the place of another
+    assert (written.times(BLOCK), written.times(OTHER)) == (2, 4)
+    assert written.remove_all_of(BLOCK) == 2
+    assert written.remove_all_of(BLOCK) == 0
+    assert written.blocks() == [(OTHER, 4)] and len(written) == 4
+    for number in (0, 1, 2, 4):
+        assert written.remove((number, 8)) == OTHER
+    assert written.blocks() == [] and written.times(OTHER) == 0
+
+
+def test_the_owner_of_a_copy_is_that_of_what_it_was_made_of():
+    a = np.zeros((10, 10))
+    part = a[:, ::2]
+    copy = part.copy("C")
+    buffer = memoryview(window(copy, copy.__array_interface__["data"][0], copy.nbytes, part)).obj
+    assert owner_of(buffer) == (a, False)
+    assert owner_of(memoryview(window(part, 0, 0)).obj)[0] is a
+
+
 def test_the_owner_is_the_array_at_the_bottom():
     a = np.zeros((10, 10))
     assert owner_of(a[2:, 1:].T.view()) == (a, False)
