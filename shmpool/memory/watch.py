@@ -62,8 +62,9 @@ _PAGE = mmap.PAGESIZE
 _MOST = 64
 
 _SYSCALLS = {"x86_64": 323, "aarch64": 282, "riscv64": 282, "loongarch64": 282}
-#: What the unprivileged may ask for.  In asynchronous mode the kernel's own writes are noticed all the same.
-_USER_MODE_ONLY = 1
+#: The last one is what the unprivileged may ask for.  In asynchronous mode the kernel's own writes are noticed all the
+#: same.
+_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | 1
 
 # include/uapi/linux/userfaultfd.h: struct uffdio_api, uffdio_register, uffdio_writeprotect, uffdio_range, all of u64.
 _API = 0xAA
@@ -72,6 +73,7 @@ _WP_ASYNC = 1 << 15
 _MODE_WP = 1 << 1
 _PROTECT = 1 << 0
 _READ_WRITE, _READ = 3, 2
+_USERFAULTFD_IOC_NEW = 0xAA << 8
 _UFFDIO_API = _READ_WRITE << 30 | 24 << 16 | 0xAA << 8 | 0x3F
 _UFFDIO_REGISTER = _READ_WRITE << 30 | 32 << 16 | 0xAA << 8 | 0x00
 _UFFDIO_UNREGISTER = _READ << 30 | 16 << 16 | 0xAA << 8 | 0x01
@@ -188,13 +190,7 @@ class WriteWatch(AboutThisProcess):
 
 
 def _open_userfaultfd() -> int:
-    number = _SYSCALLS.get(platform.machine()) if sys.maxsize > 1 << 32 else None
-    if number is None:
-        raise OSError("no number of this system call is known here")
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = int(libc.syscall(number, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY))
-    if descriptor < 0:
-        raise OSError(ctypes.get_errno(), "userfaultfd")
+    descriptor = _from_device() if _is_filtered() else _from_system_call()
     try:
         argument = struct.pack("=3Q", _API, _WP_ASYNC | _WP_UNPOPULATED, 0)
         fcntl.ioctl(descriptor, _UFFDIO_API, bytearray(argument))
@@ -202,6 +198,31 @@ def _open_userfaultfd() -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _is_filtered() -> bool:
+    """Is there a filter of system calls?  It may end the process for one that it does not know, as systemd's do."""
+    with open("/proc/self/status", "rb") as file:
+        return not re.search(rb"^Seccomp:\s*0$", file.read(), re.MULTILINE)
+
+
+def _from_system_call() -> int:
+    number = _SYSCALLS.get(platform.machine()) if sys.maxsize > 1 << 32 else None
+    if number is None:
+        raise OSError("no number of this system call is known here")
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = int(libc.syscall(number, _FLAGS))
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), "userfaultfd")
+    return descriptor
+
+
+def _from_device() -> int:
+    device = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)  # as a rule it is root's
+    try:
+        return fcntl.ioctl(device, _USERFAULTFD_IOC_NEW, _FLAGS)
+    finally:
+        os.close(device)
 
 
 def _may_be_pinned() -> bool:

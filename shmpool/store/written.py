@@ -41,7 +41,7 @@ _PATIENCE_GROWS = 8
 class Epoch:
     """A time in which no code of the user's runs that could change an array: the caller sees to that.
 
-    What the user has taught pickle (``__reduce__``, ``__getstate__``, ...) is such code, so it is over when something is
+    What the user has taught pickle (``__reduce__``, ``__getstate__``, ...) is such code, so it ends when something is
     pickled that may have any.
     """
 

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import mmap
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -290,7 +291,9 @@ def refuse(*_: object, **__: object) -> int:
 
 
 @pytest.mark.usefixtures("no_verdict_yet")
-@pytest.mark.parametrize("what", ["no userfaultfd", "no pagemap", "nonsense", "other machine"])
+@pytest.mark.parametrize(
+    "what", ["no userfaultfd", "no pagemap", "nonsense", "other machine", "filtered, no device"]
+)
 def test_where_the_system_cannot_do_it_nothing_is_watched(
     what: str, array: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,8 +303,13 @@ def test_where_the_system_cannot_do_it_nothing_is_watched(
         monkeypatch.setattr(pagemap, "PAGEMAP", "/proc/self/no-such-file")
     elif what == "nonsense":
         monkeypatch.setattr(WriteWatch, "_are_unwritten", lambda *_: True)
-    else:
+    elif what == "other machine":
+        monkeypatch.setattr(module, "_is_filtered", lambda: False)
         monkeypatch.setattr(module.platform, "machine", lambda: "pdp11")
+    else:
+        monkeypatch.setattr(module, "_is_filtered", lambda: True)
+        monkeypatch.setattr(module, "_from_device", refuse)
+        monkeypatch.setattr(module, "_from_system_call", lambda: pytest.fail("it may be deadly"))
     watch = WriteWatch()
     assert watch.watch(array.ctypes.data, array.nbytes) is None
     watch.close()
@@ -335,11 +343,54 @@ def test_it_opens_two_descriptors_and_gives_them_back(works: None, array: np.nda
     watch.close()
 
 
+@pytest.mark.skipif(not os.access("/dev/userfaultfd", os.W_OK), reason="it is not ours to open")
+@pytest.mark.usefixtures("no_verdict_yet")
+def test_where_system_calls_are_filtered_the_device_serves(
+    array: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_is_filtered", lambda: True)
+    monkeypatch.setattr(module, "_from_system_call", lambda: pytest.fail("it may be deadly"))
+    watch = WriteWatch()
+    watched = begin(watch, array)
+    assert watch.is_unwritten(watched)
+    array[LENGTH // 2] = 2
+    assert not watch.is_unwritten(watched)
+    watch.close()
+
+
+def test_a_filter_of_system_calls_is_noticed() -> None:
+    script = """
+import ctypes
+from shmpool.memory import watch
+assert not watch._is_filtered(), "here, before"
+libc = ctypes.CDLL(None)
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, FILTER = 38, 22, 2
+class Instruction(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte), ("jf", ctypes.c_ubyte), ("k", ctypes.c_uint)]
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.POINTER(Instruction))]
+allow = (Instruction * 1)(Instruction(0x06, 0, 0, 0x7FFF0000))  # return SECCOMP_RET_ALLOW
+assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+if libc.prctl(PR_SET_SECCOMP, FILTER, ctypes.byref(Program(1, allow)), 0, 0):
+    print("no filters here")
+else:
+    print(watch._is_filtered())
+"""
+    if module._is_filtered():
+        pytest.skip("there is one here already")
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    if "no filters" in done.stdout:
+        pytest.skip("this system cannot filter")
+    assert done.stdout.strip() == "True"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has userfaultfd")
 def test_a_kernel_that_should_have_it_has_it() -> None:
     version = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
     if version < (6, 7) or not Path("/proc/sys/vm/unprivileged_userfaultfd").exists():
         pytest.skip("this kernel has no such thing")
-    if os.geteuid():
-        pytest.skip("a sandbox may refuse it to who is not root")
+    if os.geteuid() or module._is_filtered():
+        pytest.skip("a sandbox may refuse it")
     assert module._works()
