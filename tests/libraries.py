@@ -166,7 +166,7 @@ _P, _A, _L = (
 PANDAS = {
     "DataFrame of numbers": _P("DataFrame", lambda c, a: c({"a": a, "b": a, "n": a.astype(int)}), ZERO_COPY),
     "Series of numbers": _P("Series", lambda c, a: c(a), ZERO_COPY),
-    "slice of rows": _P("DataFrame", lambda c, a: c(a.reshape(-1, 4)).iloc[10:], ZERO_COPY),
+    "slice of rows": _P("DataFrame", lambda c, a: c(a.reshape(-1, 4)).iloc[10:], CONTIGUOUS),
     "Int64 (masked)": _P("Series", lambda c, a: c(a, dtype="Int64"), ZERO_COPY),
     "categorical": _P("Categorical", lambda c, a: c.from_codes([0, 1] * (N // 2), ["a", "b"]), ZERO_COPY),
     "datetime": _P("Series", lambda c, a: c(a.astype("M8[s]")), ZERO_COPY),

@@ -54,6 +54,18 @@ class _Travelling(threading.local):
 travelling = _Travelling()
 
 
+class Plan(NamedTuple):
+    """What is to become of the buffers of a payload."""
+
+    #: Where each of them lies; None: where is not known yet, it is to be copied.
+    spans: list[Span | None]
+    #: Those to copy, each group into one new block: indices in `spans`, and the bytes.
+    groups: list[list[tuple[int, Bytes]]]
+    riding: list[memoryview]
+    copied: int
+    shared: int
+
+
 class StoreStats(NamedTuple):
     """What a store did and holds, in bytes unless said otherwise.
 
@@ -210,14 +222,20 @@ class ObjectStore(Exchange):
                 return Payload(self, b"".join((b"\0", *stream)), [])
         return self._pack(stream, buffers, carried, epoch)
 
-    def _pack(
-        self,
-        stream: list[bytes | memoryview],
-        buffers: list[memoryview],
-        carried: list[Block],
-        epoch: Epoch | None,
-    ) -> Payload:
-        blocks = carried  # held already
+    def plan(
+        self, buffers: list[memoryview], blocks: list[Block], epoch: Epoch | None = None
+    ) -> Plan:
+        """What is to become of the buffers of a payload.  Nothing is copied yet.
+
+        Parameters
+        ----------
+        buffers : list
+        blocks : list
+            The payload's blocks, held already; those in which buffers were found are added, held.  If this fails, all
+            are let go of, and none is left in the list.
+        epoch : Epoch, optional
+            As for :meth:`dump`.
+        """
         spans: list[Span | None] = []
         to_copy: list[tuple[int, Bytes]] = []  # (index in spans, bytes)
         entries: dict[BlockKey, list[tuple[int, IntervalSet]]] = {}
@@ -245,11 +263,31 @@ class ObjectStore(Exchange):
                         self.let_go([block])
                     spans.append(Span(index, start, source.nbytes))
                     shared += source.nbytes
-            for group in _grouped(to_copy, self.config.own_block):
+        except BaseException:
+            self.let_go(blocks)
+            blocks.clear()
+            raise
+        return Plan(spans, _grouped(to_copy, self.config.own_block), riding, copied, shared)
+
+    def is_too_long(self, nbytes: int) -> bool:
+        """Does an encoded payload of this length go through the store, since it is too long for a message?"""
+        return nbytes > self.config.message_limit
+
+    def _pack(
+        self,
+        stream: list[bytes | memoryview],
+        buffers: list[memoryview],
+        carried: list[Block],
+        epoch: Epoch | None,
+    ) -> Payload:
+        blocks = carried  # held already
+        try:
+            spans, groups, riding, copied, shared = self.plan(buffers, blocks, epoch)
+            for group in groups:
                 self._write(group, blocks, spans, buffers, epoch)
             chunks = wire_form.encode(stream, blocks, spans, riding)  # type: ignore[arg-type]  # no None is left
             nbytes = sum(map(len, chunks))
-            if nbytes > self.config.message_limit:
+            if self.is_too_long(nbytes):
                 copied += nbytes
                 with self._books:
                     self._copied += nbytes
