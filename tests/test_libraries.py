@@ -18,7 +18,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from executor_tasks import SOON, identity, warm_up
-from libraries import ALL, CONTIGUOUS, INLINE, SAMPLES, ZERO_COPY, Model, Sample, make
+from libraries import (
+    ALL,
+    CONTIGUOUS,
+    INLINE,
+    SAMPLES,
+    ZERO_COPY,
+    Model,
+    OwnWay,
+    Sample,
+    Subclass,
+    make,
+)
 
 import shmpool
 from shmpool.config import Config
@@ -61,6 +72,8 @@ def small_limits() -> Iterator[shmpool.ShmExecutor]:
     store = shmpool.ObjectStore(config=config)
     with shmpool.ShmExecutor(1, mp_context="fork", store=store) as executor:
         warm_up(executor, 1)
+        # Arenas of this process are mapped by itself as well, and stay so.
+        executor.put([np.ones(LIMIT), "x" * 200_000]).get("c")
         yield executor
 
 
@@ -154,7 +167,9 @@ def same_arrays(one: Any, other: Any) -> bool:
         return False
     if isinstance(one, np.ma.MaskedArray) and not np.array_equal(one.mask, other.mask):
         return False
-    return np.array_equal(one, other) and getattr(one, "unit", 0) == getattr(other, "unit", 0)
+    if type(one) in (Subclass, OwnWay) and vars(other) != vars(pickle.loads(pickle.dumps(one))):
+        return False
+    return np.array_equal(one, other)
 
 
 def same_in_torch(one: Any, other: Any) -> bool:
@@ -210,6 +225,70 @@ def test_explain_says_what_is_then_counted(executor, sample):
 def test_the_table_in_the_readme_is_what_is_measured(executor):
     text = README.read_text(encoding="utf-8")
     assert with_table(text, executor) == text, f"run: python tests/{Path(__file__).name} --write"
+
+
+# Subclasses with attributes.
+
+
+class Bare(np.ndarray):
+    """Says nothing of its attributes."""
+
+    unit = "m"
+
+
+class ByReduce(np.ndarray):
+    """Keeps its attributes with ``__reduce__`` alone."""
+
+    unit = "m"
+
+    def __reduce__(self):
+        return _with_attributes, (np.asarray(self), vars(self))
+
+
+class ByState(OwnWay):
+    """Keeps all attributes, by ``__reduce__`` and ``__setstate__``."""
+
+    def __reduce__(self):
+        function, args, state = np.ndarray.__reduce__(self)
+        return function, args, (*state, vars(self))
+
+    def __setstate__(self, state):
+        *state, attributes = state
+        np.ndarray.__setstate__(self, tuple(state))
+        vars(self).update(attributes)
+
+
+def _with_attributes(a, attributes):
+    made = a.view(ByReduce)
+    vars(made).update(attributes)
+    return made
+
+
+SUBCLASSES = {Subclass: False, Bare: False, OwnWay: True, ByReduce: True, ByState: True}
+
+
+@pytest.mark.parametrize("n", [10, 20_000], ids=["small", "large"])
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("cls", SUBCLASSES, ids=lambda cls: cls.__name__)
+def test_attributes_of_subclasses_are_kept_or_lost_as_by_pickle(executor, cls, step, n):
+    sent = np.arange(float(step * n)).view(cls)[::step]
+    sent.unit, sent.notes = "km", ["a note"]
+    pickled = pickle.loads(pickle.dumps(sent, 5))
+    assert pickled.unit == ("km" if SUBCLASSES[cls] else "m"), "what pickle does"
+    there = executor.submit(attributes, sent).result(SOON)
+    assert there == attributes(pickled)
+    for back in (executor.submit(identity, sent).result(SOON), executor.put(sent).get("c")):
+        assert type(back) is cls
+        assert vars(back) == vars(pickled) and back.unit == pickled.unit
+        assert np.array_equal(back, sent)
+        # Also of what has come out of the store.
+        assert vars(executor.submit(identity, back).result(SOON)) == vars(
+            pickle.loads(pickle.dumps(back, 5))
+        )
+
+
+def attributes(obj: Any) -> Any:
+    return type(obj).__name__, obj.unit, dict(vars(obj)), float(obj.sum())
 
 
 # The table.
