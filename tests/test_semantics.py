@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
 import traceback
 from collections.abc import Iterator
+from functools import partial
+from multiprocessing import resource_sharer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +119,41 @@ def test_what_cannot_travel_is_named_on_the_way_there_and_back(executor, what):
     traceback.clear_frames(caught.value.__traceback__)
     del bad, caught
     gc.collect()
+
+
+# What travels once.
+
+
+@pytest.fixture(params=tasks.HANDED_OVER)
+def ends(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
+    here, there = tasks.HANDED_OVER[request.param]()
+    with here, there:
+        yield here, there
+    resource_sharer.stop()
+
+
+def test_a_socket_in_the_arguments_of_one_task_arrives(executor, ends):
+    here, there = ends
+    assert executor.submit(tasks.say, there, 1).result(SOON) == 1
+    assert executor.submit(partial(tasks.say, there), 2).result(SOON) == 2
+    assert list(executor.map(tasks.say, [there] * 4, range(4), chunksize=2)) == [0, 1, 2, 3]
+    assert os.read(here.fileno(), 10) == bytes([1, 2, 0, 1, 2, 3])
+
+
+def test_a_socket_that_would_arrive_several_times_is_named(executor, ends):
+    _, there = ends
+    for chunksize, path in ((1, r"fn\.args\[0\]"), (2, r"fn\._fn\.args\[0\]")):
+        with pytest.raises(SerializationError, match=path) as caught:
+            list(executor.map(partial(tasks.say, there), range(3), chunksize=chunksize))
+        traceback.clear_frames(caught.value.__traceback__)
+    with pytest.raises(SerializationError, match=r"obj\['end'\]") as caught:
+        executor.put({"end": there})
+    retrying = executor.options(retries=1)
+    with pytest.raises(SerializationError, match=r"task without retries.*args\[0\]"):
+        retrying.submit(tasks.say, there, 1).result(SOON)
+    with pytest.raises(SerializationError, match=r"fn\.args\[0\]"):
+        retrying.submit(partial(tasks.say, there), 1).result(SOON)
+    assert executor.submit(identity, 5).result(SOON) == 5
 
 
 # Ways to make it travel.

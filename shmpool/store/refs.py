@@ -12,7 +12,7 @@ from typing import Any, overload
 
 from shmpool.memory.segment import Mode
 from shmpool.serialize.mainmodule import MainModule
-from shmpool.serialize.pickling import OBJECT, Pickling
+from shmpool.serialize.pickling import PUT, Pickling
 from shmpool.store.current import get_store
 from shmpool.store.store import ObjectStore, Payload, travelling
 
@@ -75,14 +75,14 @@ def put(obj: object, *, store: ObjectStore | None = None) -> ObjectRef:
     Raises
     ------
     SerializationError
-        It cannot be pickled; the message names the culprit.
+        It cannot be pickled, or handed over only once (a socket, a connection); the message names the culprit.
     StoreFullError
         There is no room.
     """
     store = store or get_store()
     # By value, whatever is of __main__: any worker may come to read it.
     pickling = Pickling(MainModule.nothing(), store.wanted)
-    return ObjectRef(store, store.dump(obj, pickling, OBJECT))
+    return ObjectRef(store, store.dump(obj, pickling, PUT))
 
 
 @overload
