@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import resource_sharer
 from pathlib import Path
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import semantics_tasks as tasks
-from executor_tasks import SOON, identity, warm_executor
+from executor_tasks import SOON, identity, warm_executor, warm_up
 
 import shmpool
-from shmpool import SerializationError, ShmExecutor
+from shmpool import Pool, SerializationError, ShmExecutor
 
 SIZE = 20_000
 NBYTES = 8 * SIZE
@@ -87,6 +87,50 @@ def test_a_put_object_is_decoded_once_in_a_task(executor, mode):
     else:
         assert executor.submit(tasks.are_the_same, ref, x=ref, y=ref).result(SOON)
     assert executor.submit(tasks.decoded).result(SOON) == before + 1
+
+
+MAPS: dict[str, Callable[[ShmExecutor, Pool, Any], list[Any]]] = {
+    "executor.map": lambda ex, _, ref: list(
+        ex.map(tasks.are_the_same, [ref] * 4, [ref] * 4, chunksize=4)
+    ),
+    "executor.map_unordered": lambda ex, _, ref: list(
+        ex.map_unordered(tasks.are_the_same, [ref] * 4, [ref] * 4, chunksize=4)
+    ),
+    "Pool.map": lambda _, pool, ref: pool.map(tasks.are_the_same, [ref] * 4, 4),
+    "Pool.imap": lambda _, pool, ref: list(pool.imap(tasks.are_the_same, [ref] * 4, 4)),
+    "Pool.starmap": lambda _, pool, ref: pool.starmap(tasks.are_the_same, [(ref, ref)] * 4, 4),
+    "Pool.starmap of fresh tuples": lambda _, pool, ref: pool.starmap(
+        tasks.are_the_same, [tasks.Pairing(ref)] * 4, 4
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with Pool(1, context="fork") as pool:
+        warm_up(pool.executor, 1)
+        yield pool
+        pool.close()
+        pool.join()
+
+
+@pytest.mark.parametrize("way", MAPS)
+def test_a_put_object_is_decoded_once_in_a_chunk(executor, pool, way):
+    ref = (pool.executor if way.startswith("Pool") else executor).put(tasks.Counted())
+    one = pool.executor if way.startswith("Pool") else executor
+    before = one.submit(tasks.decoded).result(SOON)
+    assert MAPS[way](executor, pool, ref) == [True] * 4
+    assert one.submit(tasks.decoded).result(SOON) == before + 1
+    assert one.submit(tasks.counted_alive).result(SOON) == 0, "nothing keeps it after the chunk"
+
+
+def test_what_a_call_writes_into_a_ref_s_value_the_later_ones_of_its_chunk_see_and_no_other(
+    executor,
+):
+    ref = executor.put(np.zeros(SIZE))
+    for one in (ref, np.zeros(SIZE)):
+        counts = list(executor.map(tasks.count_up, [one] * 6, chunksize=3))
+        assert counts == [1, 2, 3, 1, 2, 3]
 
 
 # What cannot travel.
