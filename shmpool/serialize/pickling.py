@@ -34,7 +34,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from shmpool.config import pickle_debug
-from shmpool.errors import SerializationError
+from shmpool.errors import RefError, SerializationError
 from shmpool.serialize import custom, handover, reductions
 from shmpool.serialize.arrow import pandas_arrays, reductions_for_pandas
 from shmpool.serialize.bare import BARE, dump_bare, load_bare
@@ -96,7 +96,7 @@ class Pickling:
     main : MainModule
         What the receiver has in its ``__main__``.
     wanted : callable
-        Which buffers travel out of band.
+        Which buffers travel out of band.  Raises RefError for one that cannot travel.
     """
 
     __slots__ = ("_debug", "_wanted", "main")
@@ -117,7 +117,10 @@ class Pickling:
         buffers: list[memoryview] = []
         # Unless the user has another way for arrays.
         if _table()[np.ndarray] is reductions.REDUCTIONS[np.ndarray]:
-            stream = dump_bare(obj, self._aside(buffers), LARGE)
+            try:
+                stream = dump_bare(obj, self._aside(buffers), LARGE)
+            except RefError:
+                stream = None  # the other way says where it is
             if stream is not None:
                 return Dumped([stream], buffers)
         dumped = self._dumps(obj, what)
@@ -185,7 +188,7 @@ class Pickling:
         table = dispatch_table(use)
 
         def pickler(file: Any) -> CloudPickler:
-            return CloudPickler(file, self.main, lambda _: False, table)
+            return CloudPickler(file, self.main, self._aside([]), table)
 
         if what is EXCEPTION:
             obj = getattr(obj, "exc", obj)  # out of the standard library's envelope

@@ -142,13 +142,32 @@ class ObjectStore(Exchange):
     # ---------------------------------------------------------------- objects out
 
     def wanted(self, buffer: memoryview) -> bool:
-        """Does a buffer travel out of band: through the store, or riding beside the pickle stream?"""
+        """Does a buffer travel out of band: through the store, or riding beside the pickle stream?
+
+        Raises
+        ------
+        RefError
+            It is shared by all processes, but lies in another store of this one, whose arenas the receiver does not
+            know: it would arrive as a private copy, and what is written into that would be lost without a word.
+        """
+        if len(stores) > 1 and self._is_shared_elsewhere(buffer):
+            raise RefError(
+                "an array of shmpool.empty, zeros or asarray is shared only through the store that it was made in, and "
+                "this is another: make it with store= the executor's, or send a copy of it (a.copy())"
+            )
         return buffer.nbytes >= self.config.ride_limit or not self._rides(buffer)
 
     def _rides(self, buffer: memoryview) -> bool:
         """Does a buffer ride in the message?  Small ones do, unless they are shared by all."""
         return buffer.nbytes < self.config.inline_limit and not (
             self._shared_views > 0 and self.located(buffer)
+        )
+
+    def _is_shared_elsewhere(self, buffer: memoryview) -> bool:
+        return any(
+            store.is_shared(np.frombuffer(buffer, np.uint8))
+            for store in list(stores)
+            if store is not self and store._shared_views and isinstance(store, ObjectStore)
         )
 
     def located(self, buffer: memoryview) -> bool:
