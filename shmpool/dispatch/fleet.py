@@ -16,6 +16,7 @@ from shmpool.dispatch.task import Task
 from shmpool.store.blocks import Block
 from shmpool.store.store import ObjectStore
 from shmpool.wire import messages
+from shmpool.wire.channel import MAX_FDS
 from shmpool.wire.messages import Call, Extras, Notice
 from shmpool.worker.process import ProcessLike, Starter, WorkerHandle, start_worker
 
@@ -198,16 +199,23 @@ class Fleet:
         """Send a task with what else is to be said; False if the socket is full."""
         task.handle = handle
         extras = self._news(handle)
+        introduced: list[int] = []
         sent = False
         try:
             with _introduced(self._store, handle, task.blocks, extras) as fds:
+                introduced += [arena[0] for arena in extras.arenas]
+                while len(fds) > MAX_FDS:  # the results of as many workers, say, in one list
+                    first = Notice(Extras(extras.arenas[:MAX_FDS]))
+                    if not handle.end.send(messages.encode(first), fds[:MAX_FDS]):
+                        return False  # what has been sent of it will be sent again
+                    del fds[:MAX_FDS], extras.arenas[:MAX_FDS]
                 call = Call(
                     number, task.function.payload.data, task.arguments.data, task.limits.readonly, room, extras
                 )  # fmt: skip
                 sent = handle.end.send(messages.encode(call), fds)
         finally:
             if sent:
-                task.introduced = [arena[0] for arena in extras.arenas]
+                task.introduced = introduced
             else:
                 self._unsaid(handle, extras)
         return sent

@@ -31,7 +31,15 @@ from collections import deque
 from shmpool.errors import WireError
 from shmpool.wire.packets import Packets
 
-__all__ = ["MAX_PACKET", "ParentEnd", "WorkerEnd", "die_with", "have_die_with", "make_channel"]
+__all__ = [
+    "MAX_FDS",
+    "MAX_PACKET",
+    "ParentEnd",
+    "WorkerEnd",
+    "die_with",
+    "have_die_with",
+    "make_channel",
+]
 
 #: What is before an answer: its length, twice, so that something else that has got into the stream is not taken for the
 #: beginning of an answer, and the rest of it waited for.
@@ -46,9 +54,9 @@ MAX_PACKET = 204 * 1024
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _DESCRIPTORS_LOST = int(socket.MSG_CTRUNC)
 _CUT_SHORT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
-#: The kernel passes at most 253 descriptors at once (SCM_MAX_FD).
-_MAX_FDS = 253
-_FD_SPACE = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+#: The kernel passes at most 253 descriptors with a message (SCM_MAX_FD).
+MAX_FDS = 253
+_FD_SPACE = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 _F_SETSIG = getattr(fcntl, "F_SETSIG", 10)  # Linux's number
 
 
@@ -245,7 +253,7 @@ class ParentEnd:
             raise WireError(
                 "descriptors that came with its answer were lost: this process may open no more of them (RLIMIT_NOFILE)"
             )
-        if len(self.descriptors) > _MAX_FDS:
+        if len(self.descriptors) > MAX_FDS:
             raise WireError(f"{len(self.descriptors)} descriptors with one message")
         self._filled += got
         messages = self._messages()
