@@ -12,6 +12,7 @@ import select
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from shmpool.config import LONGEST_POLL
 from shmpool.dispatch.task import Task
 from shmpool.store.blocks import Block
 from shmpool.store.store import ObjectStore
@@ -70,7 +71,9 @@ class Fleet:
         return bool(self.workers or self.leaving)
 
     def wait(self, seconds: float | None) -> list[Source | int]:
-        """Wait until something happens, at most so long; what it was, a bare descriptor if it is not a worker's."""
+        """Wait until something happens, at most so long or a day; what it was, a bare descriptor if not a worker's."""
+        if seconds is not None:
+            seconds = min(seconds, LONGEST_POLL)
         return [self._sources.get(fd, fd) for fd, _ in self.poller.poll(seconds)]
 
     def is_current(self, source: Source) -> bool:

@@ -28,6 +28,7 @@ import socket
 import struct
 from collections import deque
 
+from shmpool.config import LONGEST_POLL
 from shmpool.errors import WireError
 from shmpool.wire.packets import Packets
 
@@ -330,12 +331,12 @@ class WorkerEnd:
         self._buffer: bytearray | None = None
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait at most so long for a message or the end of messages; False if neither came.  None: do not ask."""
+        """Wait at most so long or a day for a message or the end of messages; is there one?  None: do not ask."""
         if seconds is None:
             return True
         poller = select.poll()
         poller.register(self.calls, select.POLLIN)
-        return bool(poller.poll(seconds * 1000 + 1))
+        return bool(poller.poll(1000 * min(seconds, LONGEST_POLL) + 1))
 
     def wait_for_end(self, seconds: float) -> None:
         """Wait at most so long for the end of messages, whether there are any or not."""

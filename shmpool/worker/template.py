@@ -23,6 +23,7 @@ import time
 from multiprocessing import connection
 from typing import Any
 
+from shmpool.config import LONGEST_POLL
 from shmpool.errors import BrokenPoolError
 from shmpool.store.store import Payload
 from shmpool.wire.channel import WorkerEnd, die_with
@@ -163,7 +164,7 @@ class TemplateChild:
                 if self.sentinel < 0:
                     return
                 poller.register(self.sentinel, select.POLLIN)
-            ready = poller.poll(None if left is None else left * 1000)
+            ready = poller.poll(None if left is None else 1000 * min(left, LONGEST_POLL))
             if ready:
                 self._read_status()
             elif left == 0:
