@@ -16,6 +16,9 @@ Other classes have reductions that make such tickets as well (torch's for shared
 known before they have run: then what they have made is withdrawn.  So it is if a stream is given up.
 
 Only tickets made since a :func:`mark` are withdrawn: one that the user holds is the user's.
+
+While a process is spawned, what it is told when it starts takes its descriptors along instead: each is noted down with
+the process that is being started, which inherits it.  A stream that is given up must not have noted any.
 """
 
 from __future__ import annotations
@@ -23,13 +26,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from multiprocessing.context import get_spawning_popen
+from typing import Any, Literal, NamedTuple
 
 __all__ = [
     "AGAIN",
     "NOWHERE",
     "ONCE",
+    "Mark",
     "Use",
+    "disinherit",
     "mark",
     "refused",
     "refusing",
@@ -53,20 +59,33 @@ _KNOWN = {
 }
 
 
-def mark() -> int:
-    """A moment: what is made from now on has a larger number."""
+class Mark(NamedTuple):
+    """A moment: tickets made from now on have a larger number, and descriptors to be inherited come after these."""
+
+    tickets: int
+    inherited: int
+
+
+def mark() -> Mark:
+    """Now."""
     sharer = _sharer()
-    return 0 if sharer is None else sharer._key
+    return Mark(0 if sharer is None else sharer._key, len(_inherited()))
 
 
-def withdraw(pickler: Any, since: int) -> bool:
+def withdraw(pickler: Any, since: Mark) -> bool:
     """Withdraw the tickets that a pickler has met and that were made since then; True if there were any."""
+    disinherit(since)
     sharer = _sharer()
-    if sharer is None or sharer._key == since:
+    if sharer is None or sharer._key == since.tickets:
         return False
     ticket = sys.modules[_SHARER].DupFd
     tickets = [obj for _, obj in pickler.memo.copy().values() if type(obj) is ticket]
-    return sum(_withdraw_one(sharer, one, since) for one in tickets) > 0
+    return sum(_withdraw_one(sharer, one, since.tickets) for one in tickets) > 0
+
+
+def disinherit(since: Mark) -> None:
+    """A process that is being started inherits nothing of what was noted since then."""
+    del _inherited()[since.inherited :]
 
 
 def refused(kind: str) -> TypeError:
@@ -95,7 +114,7 @@ def standing_in(table: Mapping[type, _Reduction], use: Use) -> dict[type, _Reduc
     # For all else it is not needed before there is a ticket.
     from multiprocessing.resource_sharer import DupFd
 
-    since = mark()
+    since = mark().tickets
 
     def reduce_ticket(ticket: Any) -> Any:
         sharer = _sharer()
@@ -133,6 +152,12 @@ def _stand_in(obj: Any) -> Any:
 
 def _sharer() -> Any:
     return getattr(sys.modules.get(_SHARER), "_resource_sharer", None)
+
+
+def _inherited() -> list[int]:
+    """The descriptors that the process which this thread is starting will inherit."""
+    popen = get_spawning_popen()
+    return [] if popen is None else getattr(popen, "_fds", [])
 
 
 def _withdraw_one(sharer: Any, ticket: Any, since: int) -> bool:

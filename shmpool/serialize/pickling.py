@@ -38,7 +38,7 @@ from shmpool.errors import RefError, SerializationError
 from shmpool.serialize import custom, handover, reductions
 from shmpool.serialize.arrow import pandas_arrays, reductions_for_pandas
 from shmpool.serialize.bare import BARE, dump_bare, load_bare
-from shmpool.serialize.handover import AGAIN, NOWHERE, ONCE, Use
+from shmpool.serialize.handover import AGAIN, NOWHERE, ONCE, Mark, Use
 from shmpool.serialize.mainmodule import MainModule
 from shmpool.serialize.tensors import reductions_for_torch
 from shmpool.serialize.text import MARK, LargeText, Pieces, lending, load_lent
@@ -123,19 +123,26 @@ class Pickling:
                 stream = None  # the other way says where it is
             if stream is not None:
                 return Dumped([stream], buffers)
-        dumped = self._dumps(obj, what)
+        since = handover.mark()
+        dumped = self._dumps(obj, what, since)
         if _mentions(dumped.stream, reductions.MARK) and reductions.learn():
-            dumped = self._dumps(obj, what)
+            handover.disinherit(since)
+            dumped = self._dumps(obj, what, since)
         return dumped
 
-    def _dumps(self, obj: object, what: What) -> Dumped:
+    def _dumps(self, obj: object, what: What, since: Mark) -> Dumped:
         try:
-            return self._pickled(obj, what, Pieces(), lambda pickler: pickler)
+            return self._pickled(obj, what, since, Pieces(), lambda pickler: pickler)
         except LargeText:
-            return self._pickled(obj, what, _Patient([MARK]), lending)
+            return self._pickled(obj, what, since, _Patient([MARK]), lending)
 
     def _pickled(
-        self, obj: object, what: What, stream: Pieces, variant: Callable[[type[Any]], type[Any]]
+        self,
+        obj: object,
+        what: What,
+        since: Mark,
+        stream: Pieces,
+        variant: Callable[[type[Any]], type[Any]],
     ) -> Dumped:
         buffers: list[memoryview] = []
         in_band = self._aside(buffers)
@@ -143,21 +150,22 @@ class Pickling:
         kind = _Pickler
         if use is not ONCE:
             kind, table = _pickler_for(use, table)
-        before, since = len(stream), handover.mark()
-        pickler = variant(kind)(stream, PROTOCOL, buffer_callback=in_band)
-        try:
-            _dump(pickler, obj, use, since)
-        except (
-            Exception
-        ):  # whatever a class's __reduce__ raises: cloudpickle may do better, or says why not
-            pass
-        else:
-            # A function or class of __main__ itself, which the receiver has, is the usual case.
-            if not any(
-                type(piece) is bytes and b"__main__" in piece for piece in stream
-            ) or self.main.has(obj):
-                return Dumped(stream, buffers)
-            handover.withdraw(pickler, since)
+        before = len(stream)
+        if not _is_of_main(obj):
+            pickler = variant(kind)(stream, PROTOCOL, buffer_callback=in_band)
+            try:
+                _dump(pickler, obj, use, since)
+            except (
+                Exception
+            ):  # whatever a class's __reduce__ raises: cloudpickle may do better, or says why not
+                pass
+            else:
+                # A function or class of __main__ itself, which the receiver has, is the usual case.
+                if not any(
+                    type(piece) is bytes and b"__main__" in piece for piece in stream
+                ) or self.main.has(obj):
+                    return Dumped(stream, buffers)
+                handover.withdraw(pickler, since)
         buffers.clear()
         del stream[before:]
         try:
@@ -219,6 +227,16 @@ class _Patient(Pieces):
         self.append(piece.raw() if isinstance(piece, pickle.PickleBuffer) else piece)
 
 
+def _is_of_main(obj: Any) -> bool:
+    """Is this, or one of the arguments in (args, kwargs), an instance of a class of ``__main__``?
+
+    Its stream will say so, and then is not good: user code that runs while it is made need not run twice.
+    """
+    if type(obj) is tuple and len(obj) == 2 and type(obj[0]) is tuple:
+        return any(type(arg).__module__ == "__main__" for arg in obj[0])
+    return type(obj).__module__ == "__main__"
+
+
 _Table = dict[type, Callable[[Any], Any]]
 
 
@@ -238,7 +256,7 @@ def _pickler_for(use: Use, table: _Table) -> tuple[type[_Pickler], _Table]:
     return type("_NowherePickler", (_Pickler,), {"dispatch_table": table}), table
 
 
-def _dump(pickler: Any, obj: object, use: Use, since: int) -> None:
+def _dump(pickler: Any, obj: object, use: Use, since: Mark) -> None:
     """Pickle; a stream that is given up leaves no descriptor that waits for somebody to come for it."""
     try:
         pickler.dump(obj)

@@ -36,7 +36,11 @@ class Chunk:
 
     def __call__(self, *items: Any) -> list[Any]:
         """The results, one for each item."""
-        return list(map(self._fn, items))
+        results = list(map(self._fn, items))
+        if len(results) < len(items):
+            # It would end whatever iterates over results, as if there were no more.
+            raise RuntimeError(f"the call for {items[len(results)]!r:.100} raised StopIteration")
+        return results
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._fn,)
