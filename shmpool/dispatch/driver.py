@@ -40,7 +40,7 @@ from shmpool.dispatch import living
 from shmpool.dispatch.counts import Counts
 from shmpool.dispatch.fleet import Fleet, Source
 from shmpool.dispatch.future import TaskFuture
-from shmpool.dispatch.settle import Failures, death, each, resolve, settle, without_frames
+from shmpool.dispatch.settle import Failures, death, each, lack, resolve, settle, without_frames
 from shmpool.dispatch.state import (
     SWEEPS,
     Action,
@@ -148,7 +148,7 @@ class Driver:
         self.processes: dict[int, ProcessLike] = {}
         self.counts = Counts()
         self.broken: str | None = None
-        self._no_room: tuple[int | None, str] | None = None  # why no worker could be started
+        self._no_room: Callable[[], Exception] | None = None  # why no worker could be started
         self.finished = False
 
     # ---------------------------------------------------------------- from the user's threads
@@ -715,8 +715,8 @@ class Driver:
         except Exception as error:  # the system's, or what pickling the initializer raised
             if self._machine.start_failed(worker):
                 return []  # the others go on, and a later event tries again
-            if isinstance(error, OSError):
-                self._no_room = error.errno, error.strerror or str(error)
+            self._no_room = lack(error)
+            if self._no_room is not None:
                 return self._machine.starved()  # ... and so does the next task
             failures += self._break(f"no worker could be started: {type(error).__name__}: {error}")
         return []
@@ -728,9 +728,7 @@ class Driver:
         if task.doom is not None:
             return task, task.doom
         if action.worker is None and self.broken is None and self._no_room is not None:
-            number, why = self._no_room
-            told = f"no worker could be started: {why}"
-            return task, OSError(number, told) if number else OSError(told)
+            return task, self._no_room()
         if action.worker is None:
             return task, BrokenPoolError(self.broken or "the pool is broken")
         self.counts.died += 1
