@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Never
 
 import numpy as np
 import pytest
@@ -75,3 +77,25 @@ def test_tasks_that_do_not_fit_in_the_socket_are_sent_later(
         busy.result(SOON)
         for i, future in enumerate(futures):
             assert future.result(SOON) == [60_000 + i, *map(len, more)]
+
+
+def begin(array: np.ndarray) -> None:
+    """In a worker, as its initializer."""
+
+
+def test_a_worker_that_cannot_be_given_its_initargs_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> Never:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    store = ObjectStore()
+    with ShmExecutor(1, "spawn", begin, (np.ones(100_000),), store=store) as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "introduce", fail)
+            error = executor.submit(abs, -1).exception(SOON)
+            assert isinstance(error, OSError) and error.errno == errno.EMFILE, repr(error)
+            wait_until(lambda: not executor._processes, 60, "the end of the worker")
+        assert executor.submit(abs, -1).result(SOON) == 1
+        assert len(executor._processes) == 1
+    assert store.stats().used == 0
