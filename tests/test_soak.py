@@ -213,6 +213,8 @@ def test_finalizers_that_call_the_executor_do_not_hang_it(deed, frozen):
             with contextlib.suppress(CancelledError, RuntimeError):
                 assert executor.submit(np.add, array, after).result(SOON)[0] == 1 + after
         gc.collect()
+        # Another thread may have come by it, and be at it: then this collects nothing, and waits for nobody.
+        wait_until(lambda: outcomes.total() == after, 60, "the finalizer")  # noqa: B023
     executor.shutdown()
     inside = "an object's finalizer (or a signal handler) called shmpool while this thread was inside of it"
     assert outcomes.keys() <= {"done", inside}
