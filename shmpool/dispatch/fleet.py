@@ -147,6 +147,12 @@ class Fleet:
         self._store.lost_peer(handle.peer)
         handle.close()
 
+    def bury(self) -> None:
+        """Wait for the end of all workers, which were killed; nobody else will, and they would stay zombies."""
+        for worker, handle in [*self.workers.items(), *self.leaving.items()]:
+            handle.process.join()
+            self.remove(worker, handle)
+
     def disarm(self, handle: WorkerHandle) -> None:
         """Do not wait for a worker's answers: another thread does, or nobody for now."""
         if handle.armed and handle.end.answers.fileno() in self._sources:

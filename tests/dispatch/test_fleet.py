@@ -34,7 +34,7 @@ def test_a_worker_whose_socket_is_full_is_told_later_what_it_need_not_keep(tmp_p
         resident = store.stats().resident_in_workers
         busy = executor.submit(wait_for, file)
         wait_until(lambda: os.path.exists(file + ".begun"), 60, "the task to begin")
-        driver, fleet = executor._driver, executor._driver._fleet
+        driver, fleet = executor._driver, executor._driver._foreman.fleet
         (handle,) = fleet.workers.values()
         with driver._lock:
             while handle.end.send(encode(Notice(None))):
