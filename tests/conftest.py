@@ -8,6 +8,7 @@ ends. `support.py` holds what is measured and how long is waited.
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import faulthandler
 import gc
 import importlib
@@ -197,6 +198,29 @@ def _forget_the_default_store() -> None:
     """
     if "shmpool.store.current" in sys.modules:
         sys.modules["shmpool.store.current"].set_store(None)
+
+
+def _forget_how_others_pickle_exceptions() -> None:
+    if "tblib" in sys.modules:
+        for kind in [kind for kind in copyreg.dispatch_table if issubclass(kind, BaseException)]:
+            del copyreg.dispatch_table[kind]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pickling_of_exceptions_begins_as_pythons_own() -> None:
+    """What test modules import (dask) may have changed it: see the next one."""
+    _forget_how_others_pickle_exceptions()
+
+
+@pytest.fixture(autouse=True)
+def pickling_of_exceptions_stays_pythons_own() -> Iterator[None]:
+    """No test finds exceptions pickled otherwise because another one has imported dask.
+
+    That has tblib pickle all exceptions of the process, which loses some: the code of a ``SystemExit``, a
+    ``BaseExceptionGroup``. It does so in the standard library's pools, too.
+    """
+    yield
+    _forget_how_others_pickle_exceptions()
 
 
 @pytest.fixture(params=START_METHODS)

@@ -51,7 +51,9 @@ def test_ctrl_c_while_the_calls_of_a_map_are_read_cancels_those_before(method: s
         with pytest.raises(KeyboardInterrupt):
             getattr(executor, method)(hang, items_and_ctrl_c())
         # The one that runs, and what was sent to its worker.
-        wait_until(lambda: len(executor._driver._tasks) <= 2, 60, "the others to be gone")
+        wait_until(
+            lambda: len(executor._driver._foreman.table.tasks) <= 2, 60, "the others to be gone"
+        )
         executor.kill_workers()
 
 

@@ -148,6 +148,106 @@ def test_a_spill_folder_that_is_full_is_an_error_here_and_in_workers(full_folder
         check_all_works(executor)
 
 
+# ---------------------------------------------------------------- the store, for what an initializer is given
+
+_given: list[np.ndarray] = []
+
+
+def keep(array: np.ndarray) -> None:
+    """In a worker, as its initializer."""
+    _given.append(array)
+
+
+def total_given() -> float:
+    return total(_given[-1])
+
+
+class MadeAnew:
+    """An array that is another one each time that it is pickled: each worker needs room for its own."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return np.asarray, (np.ones(LARGE),)
+
+
+def check_it_is_about_initargs(error: BaseException | None) -> None:
+    assert type(error) is StoreFullError, repr(error)
+    assert error.requested >= 8 * LARGE
+    assert error.used > 0 and error.capacity == 2 * MIB
+    assert "a worker cannot be started without room for its initializer" in str(error)
+    assert "limit for memory" in str(error)
+
+
+@contextlib.contextmanager
+def no_room(store: ObjectStore) -> Iterator[None]:
+    """The store has room for nothing large."""
+    held = []
+    with contextlib.suppress(StoreFullError):
+        while True:
+            held.append(shmpool.put(np.ones(LARGE // 8), store=store))
+    yield
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn", "loky"])
+def test_without_room_for_its_initargs_no_worker_starts_until_there_is(method: str) -> None:
+    store = ObjectStore(2 * MIB, spill_dir=False)
+    with ShmExecutor(2, method, keep, (MadeAnew(),), store=store) as executor:
+        for _ in range(2):
+            with no_room(store):
+                futures = [executor.submit(abs, -1) for _ in range(3)]
+                for future in futures:
+                    check_it_is_about_initargs(future.exception(SOON))
+                assert not executor._processes
+            assert executor.submit(total_given).result(SOON) == LARGE
+            (pid,) = executor._processes
+            with no_room(store):
+                assert executor.submit(abs, -1).result(SOON) == 1, (
+                    "the worker that there is goes on"
+                )
+            assert isinstance(executor.submit(os._exit, 3).exception(SOON), WorkerDiedError)
+            wait_until(lambda: pid not in executor._processes, 60, "the worker to be gone")  # noqa: B023
+    store.verify()
+    assert store.stats().used == 0
+
+
+def test_without_room_for_the_initargs_of_a_second_worker_the_first_does_all(
+    tmp_path: Path,
+) -> None:
+    store = ObjectStore(2 * MIB, spill_dir=False)
+    file = tmp_path / "go"
+    with ShmExecutor(2, "spawn", keep, (MadeAnew(),), store=store) as executor:
+        assert executor.submit(total_given).result(SOON) == LARGE
+        with no_room(store):
+            waiting = [executor.submit(wait_for, str(file)) for _ in range(5)]
+            assert len(executor._processes) == 1
+            file.touch()
+            assert [future.result(SOON) for future in waiting] == [None] * 5
+        file.unlink()
+        waiting = [executor.submit(wait_for, str(file)) for _ in range(5)]
+        assert len(executor._processes) == 2, "there is room again"
+        file.touch()
+        assert [future.result(SOON) for future in waiting] == [None] * 5
+    assert store.stats().used == 0
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_without_room_for_initargs_a_dead_worker_is_replaced_later(retries: int) -> None:
+    store = ObjectStore(2 * MIB, spill_dir=False)
+    with ShmExecutor(1, "spawn", keep, (MadeAnew(),), store=store) as executor:
+        executor.submit(abs, -1).result(SOON)
+        with no_room(store):
+            error = executor.options(retries=retries).submit(os._exit, 3).exception(SOON)
+            if retries:
+                check_it_is_about_initargs(error)
+            else:
+                assert isinstance(error, WorkerDiedError)
+            # That of the dead worker makes room.
+            more = [shmpool.put(np.ones(LARGE // 8), store=store) for _ in range(8)]
+            check_it_is_about_initargs(executor.submit(abs, -1).exception(SOON))
+            del more
+        assert executor.submit(total_given).result(SOON) == LARGE
+    assert store.stats().used == 0
+
+
 # ---------------------------------------------------------------- descriptors, in this process
 
 

@@ -213,6 +213,8 @@ def test_finalizers_that_call_the_executor_do_not_hang_it(deed, frozen):
             with contextlib.suppress(CancelledError, RuntimeError):
                 assert executor.submit(np.add, array, after).result(SOON)[0] == 1 + after
         gc.collect()
+        # Another thread may have come by it, and be at it: then this collects nothing, and waits for nobody.
+        wait_until(lambda: outcomes.total() == after, 60, "the finalizer")  # noqa: B023
     executor.shutdown()
     inside = "an object's finalizer (or a signal handler) called shmpool while this thread was inside of it"
     assert outcomes.keys() <= {"done", inside}
@@ -249,8 +251,8 @@ def test_what_a_task_raised_and_the_executor_need_no_collector_to_go():
         driver = executor._driver
         del executor
         assert [ref() for ref in gone] == [None] * 5
-        driver._thread.join(SOON)  # it shuts down when nobody can use it any more
-        assert not driver._thread.is_alive()
+        driver._lifetime.thread.join(SOON)  # it shuts down when nobody can use it any more
+        assert not driver._lifetime.thread.is_alive()
     finally:
         gc.enable()
 
@@ -471,15 +473,15 @@ def test_who_waits_while_reading_answers_for_others_goes_on_leading_then():
     """A finalizer may wait for a task, also one that runs where this thread is reading another worker's answers."""
     with ShmExecutor(2, "fork") as executor:
         list(executor.map(nap, [0.2, 0.2]))
-        driver = executor._driver
-        take = driver._take
+        answers = executor._driver._answers
+        take = answers._take
 
         def interrupted(*received):
-            driver._take = take
+            answers._take = take
             assert executor.submit(abs, -2).result(SOON) == 2
             return take(*received)
 
-        driver._take = interrupted
+        answers._take = interrupted
         assert executor.submit(nap, 0.05).result(SOON) == 0.05
         assert [future.result(SOON) for future in [executor.submit(abs, -i) for i in range(50)]]
 
@@ -487,15 +489,15 @@ def test_who_waits_while_reading_answers_for_others_goes_on_leading_then():
 def test_who_is_interrupted_on_the_way_to_waiting_is_told_when_its_task_is_done():
     with ShmExecutor(2, "fork") as executor:
         list(executor.map(nap, [0.2, 0.2]))
-        driver = executor._driver
-        start = driver._start_leading
+        leading = executor._driver._leading
+        start = leading._start
         outer = executor.submit(nap, 0.1)
 
         def interrupted(number):
-            driver._start_leading = start
+            leading._start = start
             lead = start(number)
             if lead is not None:
-                driver_lock = driver._lock
+                driver_lock = executor._driver._lock
                 driver_lock.release()  # as just after it
                 try:
                     assert executor.submit(abs, -2).result(SOON) == 2
@@ -506,7 +508,7 @@ def test_who_is_interrupted_on_the_way_to_waiting_is_told_when_its_task_is_done(
                     driver_lock.acquire()
             return lead
 
-        driver._start_leading = interrupted
+        leading._start = interrupted
         assert outer.result(SOON) == 0.1
 
 

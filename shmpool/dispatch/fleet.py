@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -90,17 +91,28 @@ class Fleet:
         Raises
         ------
         Exception
-            What starting the process, or pickling the initializer, raised.
+            What starting the process, or pickling the initializer, raised; there is no such worker then.
         """
         assert self.starter is not None
         handle = start_worker(self.starter)
         handle.number = worker
+        try:
+            self._enter(worker, handle)
+        except BaseException:
+            # It has begun, and would wait for ever for what it was to be told.
+            handle.signal(signal.SIGKILL)
+            handle.process.join()
+            self.remove(worker, handle)
+            raise
+
+    def _enter(self, worker: int, handle: WorkerHandle) -> None:
+        """Have a worker that has just been started, and give it the arenas of its initializer's arguments."""
         self.workers[worker] = handle
         self.processes[handle.pid] = handle.process
         self._store.add_peer(handle.peer)
         for fd, is_exit in ((handle.end.answers.fileno(), False), (handle.exited, True)):
-            self._sources[fd] = Source(worker, handle, is_exit)
             self.poller.register(fd, select.EPOLLIN)
+            self._sources[fd] = Source(worker, handle, is_exit)
         if handle.lent is not None and handle.lent.blocks:
             extras = Extras()
             with _introduced(self._store, handle, handle.lent.blocks, extras) as fds:
@@ -138,6 +150,12 @@ class Fleet:
         self.processes.pop(handle.pid, None)
         self._store.lost_peer(handle.peer)
         handle.close()
+
+    def bury(self) -> None:
+        """Wait for the end of all workers, which were killed; nobody else will, and they would stay zombies."""
+        for worker, handle in [*self.workers.items(), *self.leaving.items()]:
+            handle.process.join()
+            self.remove(worker, handle)
 
     def disarm(self, handle: WorkerHandle) -> None:
         """Do not wait for a worker's answers: another thread does, or nobody for now."""

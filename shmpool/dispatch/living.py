@@ -11,18 +11,20 @@ from typing import Protocol
 
 from shmpool.dispatch.counts import Counts
 
-__all__ = ["is_exiting", "register", "total_counts", "unregister"]
+__all__ = ["Living", "is_exiting", "register", "total_counts", "unregister"]
 
 
-class _Living(Protocol):
+class Living(Protocol):
+    """What is known of a driver here."""
+
     counts: Counts
 
-    def wake(self) -> None: ...  # documented there, as are the others
-    def begin_no_more(self) -> None: ...
-    def wait_for_end(self) -> None: ...
+    def wake(self) -> None: ...  # noqa: D102  # documented there, as are the others
+    def begin_no_more(self) -> None: ...  # noqa: D102
+    def wait_for_end(self) -> None: ...  # noqa: D102
 
 
-_running: set[_Living] = set()
+_running: set[Living] = set()
 _past = Counts()  # of the drivers that had a thread
 _running_lock = threading.Lock()  # guards _running and _past
 _exiting = False
@@ -33,13 +35,13 @@ def is_exiting() -> bool:
     return _exiting
 
 
-def register(driver: _Living) -> None:
+def register(driver: Living) -> None:
     """A driver's thread has started."""
     with _running_lock:
         _running.add(driver)
 
 
-def unregister(driver: _Living) -> None:
+def unregister(driver: Living) -> None:
     """A driver's thread is about to end."""
     with _running_lock:
         if driver in _running:

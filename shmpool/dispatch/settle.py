@@ -7,13 +7,14 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
+from functools import partial
 from typing import Any
 
 from shmpool.dispatch.task import Task
-from shmpool.errors import WorkerDiedError
+from shmpool.errors import StoreFullError, WorkerDiedError
 from shmpool.worker.process import WorkerHandle
 
-__all__ = ["Failures", "death", "each", "resolve", "settle", "without_frames"]
+__all__ = ["Failures", "death", "each", "lack", "resolve", "settle", "without_frames"]
 
 _log = logging.getLogger("shmpool")
 
@@ -26,6 +27,22 @@ def death(handle: WorkerHandle, task: Task, exitcode: int | None) -> WorkerDiedE
     return WorkerDiedError(
         pid=handle.pid, exitcode=exitcode, task=task.function.name, problem=handle.end.problem
     )
+
+
+def lack(error: Exception) -> Callable[[], Exception] | None:
+    """What makes the error that a task fails with if no worker could be started, since there is no room for one now.
+
+    None if the reason was another, which time will not mend.
+    """
+    if isinstance(error, StoreFullError):
+        detail = f"a worker cannot be started without room for its initializer: {error.detail}"
+        return partial(
+            StoreFullError, requested=error.requested, used=error.used, capacity=error.capacity, detail=detail
+        )  # fmt: skip
+    if isinstance(error, OSError):
+        told = f"no worker could be started: {error.strerror or error}"
+        return partial(OSError, error.errno, told) if error.errno else partial(OSError, told)
+    return None
 
 
 def without_frames(error: BaseException) -> BaseException:

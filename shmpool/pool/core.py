@@ -85,7 +85,7 @@ class Core:
     # ---------------------------------------------------------------- imap
 
     def add_reader(self, reader: Reader) -> None:
-        """It reads."""
+        """It begins."""
         with self._lock:
             self._readers.add(reader)
 
@@ -138,8 +138,7 @@ class Core:
         for reader in readers:
             reader.window.remove_limits()  # there may be nobody else to take results
         for reader in readers:
-            if reader.thread is not None and reader.thread is not threading.current_thread():
-                reader.thread.join()
+            reader.join()
 
     def terminate(self) -> None:
         """End now.  Tasks under way fail, the others do not begin; callbacks are not called any more."""

@@ -26,10 +26,12 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from itertools import chain, islice
 from multiprocessing import pool as stdlib
 from typing import TYPE_CHECKING, Any, Protocol
 
+from shmpool.interrupts import HeardEvent, JoinableThread
 from shmpool.pool.arrivals import InOrder, Unordered
 from shmpool.pool.outcomes import without_frames
 from shmpool.pool.window import Window
@@ -46,6 +48,9 @@ INERT = (list, tuple, range)
 
 class Owner(Protocol):
     """Who has readers: what is behind a pool."""
+
+    def add_reader(self, reader: Reader) -> None:
+        """It begins."""
 
     def reader_ended(self, reader: Reader) -> None:
         """It will submit nothing more."""
@@ -76,11 +81,6 @@ class Reader:
     results : InOrder or Unordered
     window : Window
     owner : weak reference to an Owner
-
-    Attributes
-    ----------
-    thread : threading.Thread or None
-        Set while there is more to read than was read at once.
     """
 
     def __init__(
@@ -94,7 +94,9 @@ class Reader:
         self._owner = owner
         self.results = results
         self.window = window
-        self.thread: threading.Thread | None = None
+        self._caller = threading.get_ident()  # reads what is read at once
+        self._is_begun = HeardEvent()  # that has been read; the thread, if any, was started
+        self._thread: JoinableThread | None = None
 
     def __del__(self) -> None:
         self.window.close()
@@ -105,18 +107,32 @@ class Reader:
         What goes wrong is the last of the results.
         """
         try:
+            owner = self._owner()
+            if owner is not None:
+                owner.add_reader(self)
             calls = calls_of(iterable, chunksize)
             rest = self._read_at_once(calls) if type(iterable) in INERT else calls
             if rest is None:
                 self.end()
                 return
-            self.thread = threading.Thread(
-                target=_read_on, args=(rest, self.window, weakref.ref(self)),
-                name="shmpool-imap", daemon=True,
-            )  # fmt: skip
-            self.thread.start()
+            read_on = partial(_read_on, rest, self.window, weakref.ref(self))
+            thread = JoinableThread(read_on, "shmpool-imap")
+            thread.daemon = True
+            thread.start()
+            self._thread = thread
         except Exception as error:
             self.end(without_frames(error))
+        finally:
+            self._is_begun.set()
+
+    def join(self) -> None:
+        """Wait until it has read all; not if the caller is what it reads, or what runs while it submits."""
+        if not self._is_begun.is_set():
+            if self._caller == threading.get_ident():
+                return
+            self._is_begun.wait()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
 
     def _read_at_once(self, calls: Iterator[Args]) -> Iterator[Args] | None:
         """Read until the window is full; what is left, or None if that was all."""

@@ -360,9 +360,7 @@ class Pool(multiprocessing.pool.Pool):
             self._check_running()  # closed just now?
             results.end(error.with_traceback(None))
         else:
-            reader = Reader(submit, results, window, weakref.ref(core))
-            core.add_reader(reader)
-            reader.start(iterable, chunksize)
+            Reader(submit, results, window, weakref.ref(core)).start(iterable, chunksize)
         if chunksize == 1:
             return iterator
         return (item for chunk in iterator for item in chunk)

@@ -27,7 +27,7 @@ def test_when_the_dispatcher_fails_all_tasks_fail_and_the_log_says_why(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def mistaken() -> None:
+    def mistaken(*_: object) -> None:
         raise LookupError("a mistake in the dispatcher")
 
     file = str(tmp_path / "go")
@@ -42,10 +42,10 @@ def test_when_the_dispatcher_fails_all_tasks_fail_and_the_log_says_why(
             future.add_done_callback(heard.append)
         leader = threading.Thread(target=futures[0].exception, args=(SOON,))
         leader.start()
-        wait_until(lambda: executor._driver._leaders, 60, "a thread to wait for the answer")
+        wait_until(lambda: executor._driver._leading._leads, 60, "a thread to wait for the answer")
         (pid,) = executor._processes
 
-        monkeypatch.setattr(executor._driver, "_seconds_to_wait", mistaken)
+        monkeypatch.setattr(executor._driver._rounds, "_seconds_to_wait", mistaken)
         executor._driver.wake()
         for future in futures:
             error = future.exception(SOON)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from functools import partial
 from pathlib import Path
+from typing import Never
 
 import numpy as np
 import pytest
@@ -56,7 +58,7 @@ def test_a_worker_whose_socket_is_full_is_told_later_what_it_need_not_keep(tmp_p
         resident = store.stats().resident_in_workers
         busy = executor.submit(wait_for, file)
         wait_until(lambda: os.path.exists(file + ".begun"), 60, "the task to begin")
-        driver, fleet = executor._driver, executor._driver._fleet
+        driver, fleet = executor._driver, executor._driver._foreman.fleet
         (handle,) = fleet.workers.values()
         with driver._lock:
             while handle.end.send(encode(Notice(None))):
@@ -121,3 +123,25 @@ def test_tasks_with_blocks_that_the_worker_can_read_go_many_at_a_time(
         assert list(executor.map(partial(element, array), range(500))) == list(range(500))
         assert 1 <= len(singly) < 50, "only until the worker has the arena"
         assert executor.stats().bytes_copied == array.nbytes
+
+
+def begin(array: np.ndarray) -> None:
+    """In a worker, as its initializer."""
+
+
+def test_a_worker_that_cannot_be_given_its_initargs_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> Never:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    store = ObjectStore()
+    with ShmExecutor(1, "spawn", begin, (np.ones(100_000),), store=store) as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "introduce", fail)
+            error = executor.submit(abs, -1).exception(SOON)
+            assert isinstance(error, OSError) and error.errno == errno.EMFILE, repr(error)
+            wait_until(lambda: not executor._processes, 60, "the end of the worker")
+        assert executor.submit(abs, -1).result(SOON) == 1
+        assert len(executor._processes) == 1
+    assert store.stats().used == 0

@@ -177,7 +177,7 @@ def test_a_signal_handler_that_raises_once_the_thread_is_there_leaves_one_dispat
             driver._lock.acquire()
         start(thread)
         if runs:
-            wait_until(lambda: driver._starting is None, 60, "the dispatcher to begin")
+            wait_until(lambda: driver._lifetime._starting is None, 60, "the dispatcher to begin")
         raise LookupError("in a signal handler")
 
     monkeypatch.setattr(JoinableThread, "start", interrupted)
@@ -186,7 +186,7 @@ def test_a_signal_handler_that_raises_once_the_thread_is_there_leaves_one_dispat
     if not runs:
         driver._lock.release()
     assert executor.submit(abs, -2).result(SOON) == 2
-    assert (driver._thread is started[0]) == runs
+    assert (driver._lifetime.thread is started[0]) == runs
     executor.shutdown()
     started[0].join()
 

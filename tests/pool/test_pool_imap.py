@@ -320,6 +320,90 @@ def test_after_close_an_iterator_goes_on(name: str) -> None:
     pool.join()
 
 
+class Slow:
+    """Takes its time to be pickled, in the thread that calls."""
+
+    def __init__(self, is_begun: threading.Event, may_go: threading.Event) -> None:
+        self.events = is_begun, may_go
+
+    def __reduce__(self) -> tuple[object, ...]:
+        self.events[0].set()
+        assert self.events[1].wait(SOON)
+        return int, (-1,)
+
+
+@both
+@pytest.mark.parametrize("when", ["reads at once", "starts a thread", "cannot start a thread"])
+def test_join_waits_for_an_imap_that_another_thread_has_just_begun(
+    name: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = Pool(WORKERS, context="fork")
+    is_begun, may_go, is_joining = (threading.Event() for _ in range(3))
+    start = threading.Thread.start
+
+    def held_up(thread: threading.Thread) -> None:
+        if thread.name == "shmpool-imap":
+            is_begun.set()
+            assert may_go.wait(SOON)
+            if when == "cannot start a thread":
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", held_up)
+    iterable: Any = iter(range(-200, 0))
+    if when == "reads at once":
+        iterable = [*range(-100, -1), Slow(is_begun, may_go)]
+    found: list[int] = []
+    problems: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            found.extend(getattr(pool, name)(abs, iterable))
+        except RuntimeError as error:
+            problems.append(error)
+
+    def join() -> None:
+        try:
+            is_joining.set()
+            pool.join()
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=call), threading.Thread(target=join)]
+    threads[0].start()
+    assert is_begun.wait(SOON)
+    pool.close()
+    threads[1].start()
+    assert is_joining.wait(SOON)
+    threads[1].join(0.1)
+    has_waited = threads[1].is_alive()
+    may_go.set()
+    for thread in threads:
+        thread.join(SOON)
+    assert has_waited, problems
+    if when == "cannot start a thread":
+        assert [str(error) for error in problems] == ["can't start new thread"], problems
+    else:
+        assert not problems
+        assert sorted(found) == list(range(1, len(found) + 1))
+        assert len(found) == (100 if when == "reads at once" else 200)
+
+
+def test_join_in_the_thread_that_reads_does_not_wait_for_itself() -> None:
+    """What runs while an argument is pickled, such as a finalizer, may end the pool that it finds."""
+
+    class Ends:
+        def __reduce__(self) -> tuple[object, ...]:
+            pool.close()
+            pool.join()
+            return int, (-1,)
+
+    pool = Pool(WORKERS, context="fork")
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        list(pool.imap(abs, [Ends()]))
+    pool.join()
+
+
 def test_join_after_a_break_does_not_wait_for_the_rest() -> None:
     pool = Pool(WORKERS, context="fork")
     for value in pool.imap(tasks.square, itertools.count()):

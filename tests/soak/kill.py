@@ -137,10 +137,10 @@ def _round(
             load.settle_all()
         watchdog.check()
         load.held.clear()
-        if driver._thread is not None:
-            driver._thread.join()  # what a map has given up may still have run
-        if driver._tasks:
-            report.violated(f"the driver has forgotten {len(driver._tasks)} tasks")
+        if driver._lifetime.thread is not None:
+            driver._lifetime.thread.join()  # what a map has given up may still have run
+        if driver._foreman.table.tasks:
+            report.violated(f"the driver has forgotten {len(driver._foreman.table.tasks)} tasks")
         total["tasks run again"] += driver.counts.retried
         total.update(load.tally)
         total.update(chaos.tally)

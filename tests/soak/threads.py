@@ -222,10 +222,10 @@ def _round(
             total.update(member.tally)
         del members, member, threads, thread
         gc.collect()
-        if driver._thread is not None:
-            driver._thread.join()
-        if driver._tasks:
-            report.violated(f"the driver has forgotten {len(driver._tasks)} tasks")
+        if driver._lifetime.thread is not None:
+            driver._lifetime.thread.join()
+        if driver._foreman.table.tasks:
+            report.violated(f"the driver has forgotten {len(driver._foreman.table.tasks)} tasks")
         store.verify()
 
 

@@ -100,7 +100,8 @@ class Watchdog:
 
 def state_of(driver: Driver) -> str:
     """What a driver and its machine believe, read without their lock."""
-    machine, fleet = driver._machine, driver._fleet
+    foreman = driver._foreman
+    machine, fleet = foreman.machine, foreman.fleet
     names = (
         "closing",
         "stopped",
@@ -126,7 +127,7 @@ def state_of(driver: Driver) -> str:
     lines += [
         f"task {number}: {task.function.name}, {task.future!r}, started={task.started}, "
         f"handle={task.handle and task.handle.number}, doom={task.doom!r}"
-        for number, task in list(driver._tasks.items())
+        for number, task in list(foreman.table.tasks.items())
     ]
     return "\n".join(lines)
 
