@@ -40,6 +40,11 @@ def hang(_number: int) -> None:
     signal.pause()
 
 
+def begin_and_hang(file: str) -> None:
+    Path(file).touch()
+    signal.pause()
+
+
 def items_and_ctrl_c() -> Iterator[int]:
     yield from range(5)
     raise KeyboardInterrupt
@@ -241,11 +246,12 @@ def test_who_is_ready_to_wait_for_years_may_do_so(seconds: float) -> None:
         pool.join()
 
 
-def test_a_process_of_the_template_may_be_waited_for_for_years() -> None:
+def test_a_process_of_the_template_may_be_waited_for_for_years(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
     with ShmExecutor(1, "fork", max_tasks_per_child=1) as executor:
         executor.submit(abs, 1).result(SOON)
-        future = executor.submit(hang, 1)
-        wait_until(future.running, 60, "the task to begin")
+        future = executor.submit(begin_and_hang, str(begun))
+        wait_until(begun.exists, 60, "the task to begin")  # before, it would go to another worker
         process = executor._processes[max(executor._processes)]
         thread = threading.Thread(target=process.join, args=(1e9,))
         thread.start()
