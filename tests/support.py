@@ -92,6 +92,7 @@ CHECKS = {
 KEPT_DESCRIPTORS = {
     r"/dev/u?random": "Python opens it once where getrandom() is missing",
     r"/proc/\d+/fd": "the listing of descriptors that is being made",
+    r"/proc/\d+/pagemap|anon_inode:\[userfaultfd\]": "a store's, opened when needed; test_store.py sees them go",
 }
 
 #: Threads that may appear at any time: the name of their class, and why they stay.

@@ -299,7 +299,6 @@ def test_a_process_that_a_task_leaves_behind_ends_with_the_worker(tmp_path, daem
     """As multiprocessing has it: a daemon is ended, another one waited for. Neither takes results along."""
     body = f"""
     def go_later():
-        wait_for(lambda: len(os.listdir(folder)) == 1, "the process to run")
         time.sleep(0.2)
         if not {daemon}:
             Path(go).touch()
@@ -308,6 +307,7 @@ def test_a_process_that_a_task_leaves_behind_ends_with_the_worker(tmp_path, daem
         executor = ShmExecutor(1, method)
         executor.submit(leave_a_process, folder, {daemon}).result(60)
         result = executor.submit(double, np.ones(100_000)).result(60)
+        wait_for(lambda: len(os.listdir(folder)) == 1, "the process to run")
         thread = threading.Thread(target=go_later)
         thread.start()
         executor.shutdown()

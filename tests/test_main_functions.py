@@ -301,8 +301,8 @@ SHARED = """
         things = counter, array, queue, reader, barrier, Settings()
         with shmpool.Pool(2, init, things, context=context) as pool:
             assert pool.map(work, range(6), 1) == list(range(6))
+            assert sorted(queue.get(timeout=60) for _ in range(6)) == list(range(6))
         pool.join()
-        assert sorted(queue.get(timeout=60) for _ in range(6)) == list(range(6))
         assert (counter.value, list(array)) == (15, list(range(6)))
         queue.close()
         queue.join_thread()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import struct
@@ -311,6 +312,28 @@ def test_an_array_that_is_gone_is_watched_no_more(store, compared):
     del a
     assert store.live_blocks() == 0
     assert not watching._ranges
+
+
+def test_what_a_store_asks_the_kernel_with_goes_with_the_store():
+    def held() -> list[str]:
+        links = []
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                links.append(os.readlink(f"/proc/self/fd/{fd}"))
+        return sorted(link for link in links if "pagemap" in link or "userfaultfd" in link)
+
+    before = held()
+    store = make_store()
+    a = array(1, 5 * MIB)
+    refs = [ref_of(store, a) for _ in range(4)]
+    view = refs[0].get("c")
+    view[0] = 2
+    assert ref_of(store, view).get()[0] == 2
+    if watch._works():
+        assert len(held()) > len(before)
+    del refs, view, store
+    gc.collect()
+    assert held() == before
 
 
 def test_arrays_over_memory_that_others_may_write_to_are_always_compared(store, compared):
