@@ -143,6 +143,8 @@ class Driver:
         self._starting: JoinableThread | None = None  # the same, until it runs
         self._starter = 0  # the thread that is starting it
         self._abandoned = False
+        #: At interpreter exit somebody else ends it, later: to be set before the start.
+        self.ends_late = False
         self.pid = os.getpid()
         self.ref = weakref.ref(self)
         self.processes: dict[int, ProcessLike] = {}
@@ -206,6 +208,7 @@ class Driver:
                 fleet.start(action.worker)
             fleet.starter = make_later()
             thread = JoinableThread(self._run, "shmpool-dispatcher")
+            thread.daemon = thread.daemon or self.ends_late  # else threading would wait for it
         except BaseException:
             self._unstart(fleet)
             raise
@@ -467,7 +470,7 @@ class Driver:
             raise BrokenPoolError(self.broken)
         if self._machine.closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        if living.is_exiting():
+        if living.is_exiting(self):
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
         if os.getpid() != self.pid:
             raise RuntimeError(
@@ -808,7 +811,7 @@ class Driver:
                 with self._lock:
                     if not self._machine.stopped:  # else nobody listens
                         fleet.tell_idle()
-            if self._abandoned or living.is_exiting():
+            if self._abandoned or living.is_exiting(self):
                 with self._lock:
                     failures = self._perform(self._machine.closed())
                 settle(failures)

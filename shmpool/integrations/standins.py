@@ -110,6 +110,10 @@ class Pool(
         super().__init__(*args, **kwargs)
         opened["Pool"] += 1
 
+    def __del__(self) -> None:
+        if hasattr(self, "_state"):  # else shmpool's class could not be loaded, and there is nothing to warn of
+            super().__del__()
+
 
 class ProcessPoolExecutor(
     _StandIn,

@@ -88,7 +88,6 @@ class Pool(multiprocessing.pool.Pool):
             processes, WorkerContext(self._ctx), initializer, tuple(initargs),
             max_tasks_per_child=maxtasksperchild, mmap_mode=mmap_mode, store=store,
         )  # fmt: skip
-        executor._start_all_workers()
         self._core = Core(executor)
         self._executor = executor
         # Third parties read these, as well as _ctx, _pool and _state.
