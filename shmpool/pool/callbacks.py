@@ -2,7 +2,8 @@
 
 In multiprocessing they run in the thread that handles the results, so that one that raises, or that waits for another
 result, stops the pool.  Here it does not: the thread only calls back, what a callback raises is logged, and a callback
-may use the pool.  The thread is there while results with callbacks are to come, and a little longer.
+may use the pool.  The thread is there while results with callbacks are to come, and a little longer.  (Where the main
+thread has ended, and Python starts no others any more, they run where the result arrives, as in multiprocessing.)
 
 This object knows neither pool nor executor: results hold it, and shall keep neither alive.
 """
@@ -13,6 +14,7 @@ import logging
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from threading import main_thread
 from typing import Any, Protocol
 
 from shmpool.interrupts import JoinableThread
@@ -55,6 +57,7 @@ class Callbacks:
         self._thread: JoinableThread | None = None
         self._expected = 0
         self._arrived: SimpleQueue[HasCallbacks | None] = SimpleQueue()
+        self._is_direct = False  # there can be no thread any more
 
     def expect(self) -> None:
         """A result with callbacks will arrive."""
@@ -70,16 +73,24 @@ class Callbacks:
         self._thread = thread
         try:
             thread.start()
-        except BaseException:
-            with self._lock:
-                self._expected -= 1
-                self._has_thread = False
+        except BaseException as error:
+            self._thread = None
             thread.give_up()
-            raise
+            self._is_direct = isinstance(error, RuntimeError) and not main_thread().is_alive()
+            with self._lock:
+                self._has_thread = False
+                self._expected -= not self._is_direct
+            if not self._is_direct:
+                raise
 
     def arrived(self, result: HasCallbacks) -> None:
         """Here it is."""
-        self._arrived.put(result)
+        if self._is_direct:
+            self._call(result)
+            with self._lock:
+                self._expected -= 1
+        else:
+            self._arrived.put(result)
 
     def join(self) -> None:
         """Wait until the callbacks of all expected results have returned; not if this is one."""

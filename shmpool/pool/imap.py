@@ -114,7 +114,15 @@ class Reader:
                 target=_read_on, args=(rest, self.window, weakref.ref(self)),
                 name="shmpool-imap", daemon=True,
             )  # fmt: skip
-            self.thread.start()
+            try:
+                self.thread.start()
+            except RuntimeError:
+                if threading.main_thread().is_alive():
+                    raise
+                # So late, some Pythons start no thread any more: all is read now, as multiprocessing does at any time.
+                self.thread = None
+                self.window.remove_limits()
+                _read_on(rest, self.window, weakref.ref(self))
         except Exception as error:
             self.end(without_frames(error))
 
