@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import re
 import resource
 import signal
 from pathlib import Path
 
+import pytest
 from executor_tasks import SOON, run_script
 from support import wait_until
 
-from shmpool import ShmExecutor, WorkerDiedError
+from shmpool import Pool, ShmExecutor, WorkerDiedError
 
 
 def leave() -> None:
@@ -114,3 +116,53 @@ def test_a_template_that_is_killed_whenever_it_forks_breaks_the_pool(tmp_path: P
     assert said[0] == "WorkerDiedError"
     assert said[1].startswith("BrokenPoolError no worker could be started: ChannelSpentError")
     assert "is killed again and again" in said[1]
+
+
+def who(_: object = None) -> tuple[str, tuple[int, ...], int, str]:
+    process, parent = multiprocessing.current_process(), multiprocessing.parent_process()
+    assert parent is not None and parent.is_alive()
+    return process.name, process._identity, parent.pid, parent.name
+
+
+@pytest.mark.parametrize("in_a_child", [False, True])
+def test_workers_are_numbered_and_named_as_if_their_parent_had_forked_all_of_them(
+    in_a_child: bool,
+) -> None:
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def look() -> None:
+        own = multiprocessing.current_process()
+        before = context.Process()._identity
+        with Pool(2, maxtasksperchild=1, context="fork") as pool:
+            seen = pool.map(who, range(6), 1)
+            wait_until(lambda: len(pool._pool) == 2, SOON, "the last to be replaced")
+            names = {process.name for process in pool._pool}
+        pool.join()
+        with ShmExecutor(1, "fork") as executor:
+            replace_the_worker(executor)
+            seen.append(executor.submit(who).result(SOON))
+        sender.send((own.name, os.getpid(), own._identity, before[-1], seen, names))
+
+    if in_a_child:
+        child = context.Process(target=look)
+        child.start()
+    else:
+        look()
+    name, pid, own, before, seen, names = receiver.recv()
+    if in_a_child:
+        child.join()
+    receiver.close()
+    sender.close()
+    assert len(own) == in_a_child
+    identities = [identity for _, identity, _, _ in seen]
+    # The first two, those that replaced them, and perhaps one of the last two; an executor's second.
+    assert len(set(identities[:6])) == 6
+    assert set(identities[:6]) <= {(*own, before + number) for number in range(1, 9)}
+    assert len(identities[6]) == len(own) + 1 and identities[6] > max(identities[:6])
+    assert {(pid, name)} == {one[2:] for one in seen}
+    for shown, identity, _, _ in seen[:6]:
+        assert shown == "ForkPoolWorker-" + ":".join(map(str, identity))
+    assert all(shown.startswith("ForkPoolWorker-") for shown in names)
+    shown, identity, _, _ = seen[6]
+    assert shown == "ForkProcess-" + ":".join(map(str, identity))
