@@ -111,7 +111,8 @@ class Pool(
         opened["Pool"] += 1
 
     def __del__(self) -> None:
-        if hasattr(self, "_state"):  # else shmpool's class could not be loaded, and there is nothing to warn of
+        # Else shmpool's class could not be loaded, and there is nothing to warn of.
+        if hasattr(self, "_state"):
             super().__del__()
 
 

@@ -7,8 +7,8 @@ States, as in multiprocessing::
 
 A closed pool finishes what it was given: the executor is shut down when the last reader has ended.  A terminated one
 finishes nothing; who waits for a result gets an error.  At interpreter exit all pools are terminated, as in
-multiprocessing: a script does not wait for what it did not wait for.  That is after all threads that are no daemons have
-ended, and after the program's own exit handlers, which may use pools.
+multiprocessing: a script does not wait for what it did not wait for.  That is after all threads that are no daemons
+have ended, and after the program's own exit handlers, which may use pools.
 """
 
 from __future__ import annotations

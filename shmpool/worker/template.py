@@ -9,8 +9,9 @@ A request is the worker's number with four descriptors: the worker's end of a ch
 template reports the worker's exit code, since only it can wait for the worker.  The reply is the worker's pid and name.
 The template ends when its socket closes, and is killed with its parent like a worker.
 
-Programs ask a worker who it is, and choose a device by that (``current_process()._identity[0] % devices``, or the number
-in its name).  So workers are numbered, and named, as if the parent had forked them, and ``parent_process()`` is that one.
+Programs ask a worker who it is, and choose a device by that (``current_process()._identity[0] % devices``, or the
+number in its name).  So workers are numbered, and named, as if the parent had forked them, and their
+``parent_process()`` is that one.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from shmpool.worker.process import (
     forget_as_child_when_forked,
     forget_when_forked,
     guard_when_forked,
+    settle_end,
 )
 from shmpool.worker.threads import lower_libraries
 
@@ -132,6 +134,7 @@ class Template:
         self._close_descriptors()
         self._process.kill()  # whatever a signal handler of the user's may have made of it
         self._process.join()
+        settle_end(self._process)
         self._process.close()  # its descriptors, although the executor may be kept
 
     def close_when_forked(self) -> None:
@@ -246,11 +249,13 @@ def _serve(
 ) -> None:
     """The template's side: fork on request, report exit codes.
 
-    SIGINT stays blocked as it was when this was forked, until a worker unblocks it.
+    SIGINT stays blocked as it was when this was forked, until a worker unblocks it.  SIGCHLD has its default effect, which
+    is none: if it were ignored, or a handler of the user's waited for children, exit codes would be lost.
     """
     die_with(lifeline)
     parent = multiprocessing.parent_process()
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     lowered = False
     children: dict[int, tuple[Any, int]] = {}  # by what tells of their end: process, status pipe
 
@@ -259,6 +264,8 @@ def _serve(
         for fd in (lifeline, *children, *(status for _, status in children.values())):
             os.close(fd)
         signal.signal(signal.SIGINT, on_interrupt)
+        if on_child is not None:  # else it is no handler of Python's, which cannot be set from here
+            signal.signal(signal.SIGCHLD, on_child)
         multiprocessing.process._parent_process = parent  # type: ignore[attr-defined]  # unknown to typeshed
         main(end_from_fds(*channel), initializer, settings)
 

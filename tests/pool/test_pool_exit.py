@@ -152,7 +152,7 @@ def ended(folder: Path, name: str, *options: str, touch: str = "") -> tuple[int,
 
 TOUCHES = {
     "the first": "",
-    "not the first": 'if __name__ == "__main__":\n    with mp.Pool(1) as first:\n        first.apply(square_root, (4,))',
+    "not the first": 'if __name__ == "__main__":\n    with mp.Pool(1) as first: first.apply(square_root, (4,))',
 }
 TOUCH = "from math import sqrt as square_root\n"
 

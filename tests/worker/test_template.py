@@ -166,3 +166,60 @@ def test_workers_are_numbered_and_named_as_if_their_parent_had_forked_all_of_the
     assert all(shown.startswith("ForkPoolWorker-") for shown in names)
     shown, identity, _, _ = seen[6]
     assert shown == "ForkProcess-" + ":".join(map(str, identity))
+
+
+NOBODY_KNOWS = """
+    import multiprocessing, os, signal, sys
+    from shmpool import Pool, ShmExecutor, WorkerDiedError
+
+    def leave():
+        os._exit(3)
+
+    def handler(_):
+        found = signal.getsignal(signal.SIGCHLD)
+        return getattr(found, "__name__", str(found))
+
+    def reap(*_):
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+
+    def main(method, action):
+        signal.signal(signal.SIGCHLD, action)
+        with Pool(2, context=method) as pool:
+            print(set(pool.map(handler, range(4), 1)))
+            for _ in range(2):
+                try:
+                    pool.apply_async(leave).get(60)
+                except WorkerDiedError:
+                    print("died")
+            print(set(pool.map_async(handler, range(4), 1).get(60)))
+        pool.join()
+        print(any(process.is_alive() for process in pool._pool))
+        pool = Pool(2, maxtasksperchild=1, context=method)
+        print(set(pool.map_async(handler, range(6), 1).get(60)))
+        pool.close()
+        pool.join()
+        with ShmExecutor(2, method, max_tasks_per_child=1) as executor:
+            print(set(executor.map(handler, range(4))))
+        print(multiprocessing.active_children())
+
+    if __name__ == "__main__":
+        main(sys.argv[1], {"ignored": signal.SIG_IGN, "reaps": reap}[sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize("action", ["ignored", "reaps"])
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn", "loky"])
+def test_workers_whose_exit_codes_are_lost_are_replaced_and_end_all_the_same(
+    tmp_path: Path, method: str, action: str
+) -> None:
+    """Some supervisors have SIGCHLD ignored; a handler may wait for whatever child has ended."""
+    seen = {"ignored": "1", "reaps": "reap"}[action] if method == "fork" else None
+    lines = run_script(tmp_path, NOBODY_KNOWS, method, action).splitlines()
+    shown = {lines.pop(number) for number in (6, 5, 3, 0)}
+    assert lines == ["died", "died", "False", "[]"]
+    if seen is not None:
+        assert shown == {str({seen})}
