@@ -101,6 +101,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "arrivals",
         "imap",
         "core",
+        "unfinished",
         "process",
         "pool",
         "context",

@@ -55,19 +55,24 @@ class Callbacks:
         self._lock = threading.Lock()
         self._has_thread = False  # or is about to
         self._thread: JoinableThread | None = None
-        self._expected = 0
+        self._expected: set[HasCallbacks] = set()
         self._arrived: SimpleQueue[HasCallbacks | None] = SimpleQueue()
         self._is_direct = False  # there can be no thread any more
 
-    def expect(self) -> None:
-        """A result with callbacks will arrive."""
+    def expect(self, result: HasCallbacks) -> None:
+        """It will arrive."""
         with self._lock:
-            self._expected += 1
+            self._expected.add(result)
             had_thread, self._has_thread = self._has_thread, True
         if not had_thread:
-            self._start()
+            self._start(result)
 
-    def _start(self) -> None:
+    def expected(self) -> list[HasCallbacks]:
+        """Those that have not arrived yet, or whose callback has not returned."""
+        with self._lock:
+            return list(self._expected)
+
+    def _start(self, result: HasCallbacks) -> None:
         thread = JoinableThread(self._run, "shmpool-callbacks")
         thread.daemon = True
         self._thread = thread
@@ -79,7 +84,8 @@ class Callbacks:
             self._is_direct = isinstance(error, RuntimeError) and not main_thread().is_alive()
             with self._lock:
                 self._has_thread = False
-                self._expected -= not self._is_direct
+                if not self._is_direct:
+                    self._expected.discard(result)
             if not self._is_direct:
                 raise
 
@@ -88,7 +94,7 @@ class Callbacks:
         if self._is_direct:
             self._call(result)
             with self._lock:
-                self._expected -= 1
+                self._expected.discard(result)
         else:
             self._arrived.put(result)
 
@@ -113,7 +119,8 @@ class Callbacks:
             if result is not None:
                 self._call(result)
             with self._lock:
-                self._expected -= result is not None
+                if result is not None:
+                    self._expected.discard(result)
                 if result is None and not self._expected:
                     self._thread, self._has_thread = None, False
                     return

@@ -279,9 +279,7 @@ def _serve(
                     os.write(status, _EXITCODE.pack(process.exitcode))
                 os.close(status)
                 continue
-            request, fds, _, _ = socket.recv_fds(
-                requests, _NUMBER.size, 4, socket.MSG_CMSG_CLOEXEC
-            )
+            request, fds, _, _ = socket.recv_fds(requests, _NUMBER.size, 4, socket.MSG_CMSG_CLOEXEC)
             if len(fds) < 4:
                 return  # closed
             if not lowered:  # only now: what this starts in OpenBLAS ends with the fork
