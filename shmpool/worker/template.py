@@ -249,8 +249,8 @@ def _serve(
 ) -> None:
     """The template's side: fork on request, report exit codes.
 
-    SIGINT stays blocked as it was when this was forked, until a worker unblocks it.  SIGCHLD has its default effect, which
-    is none: if it were ignored, or a handler of the user's waited for children, exit codes would be lost.
+    SIGINT stays blocked as it was when this was forked, until a worker unblocks it.  SIGCHLD has its default effect,
+    which is none: exit codes would be lost if it were ignored, or if a handler of the user's waited for children.
     """
     die_with(lifeline)
     parent = multiprocessing.parent_process()
