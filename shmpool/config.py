@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 from typing import Literal, NamedTuple
 
-__all__ = ["Config", "parse_size", "pickle_debug"]
+__all__ = ["LONGEST_POLL", "Config", "parse_size", "pickle_debug"]
 
 MIB = 1 << 20
+
+#: Seconds. ``poll`` and ``epoll`` take milliseconds in 31 bits, 24 days; who wants to wait longer asks again.
+LONGEST_POLL = 86_400.0
 
 _UNITS = {
     "": 1, "b": 1, "k": 1000, "kb": 1000, "m": 1000**2, "mb": 1000**2, "g": 1000**3, "gb": 1000**3,

@@ -210,7 +210,7 @@ class TaskTimeoutError(ShmPoolError, TimeoutError):
 
 
 class RefError(ShmPoolError, LookupError):
-    """An ``ObjectRef`` cannot be used here."""
+    """An ``ObjectRef``, or an array that all processes share, cannot be used here: it is of another store."""
 
 
 class WireError(ShmPoolError, ConnectionError):

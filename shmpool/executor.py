@@ -23,7 +23,13 @@ from shmpool.dispatch.state import Machine
 from shmpool.dispatch.task import Function, Limits, Task
 from shmpool.lokys import loky_context_module
 from shmpool.mapping import and_then, chunked, ordered, unordered
-from shmpool.serialize.pickling import ARGUMENTS, FOUND_BY_NAME, FUNCTION
+from shmpool.serialize.pickling import (
+    ARGUMENTS,
+    ARGUMENTS_AGAIN,
+    FOUND_BY_NAME,
+    FUNCTION,
+    FUNCTION_AGAIN,
+)
 from shmpool.store.current import get_store
 from shmpool.store.refs import ObjectRef, put
 from shmpool.store.store import ObjectStore, StoreStats
@@ -269,7 +275,7 @@ class ShmExecutor(Executor):
         BrokenPoolError
             The workers cannot be started.
         """
-        return self._bind(fn)(args, kwargs)
+        return self._bind(fn, once=True)(args, kwargs)
 
     def map(
         self,
@@ -284,7 +290,8 @@ class ShmExecutor(Executor):
         Parameters
         ----------
         fn : callable
-            Pickled once, whatever is bound to it.
+            Pickled once, whatever is bound to it, and unpickled by each task: so nothing that is handed over only once
+            (a socket, a connection).
         *iterables : iterable
             Read at once, unless ``buffersize`` is given.
         timeout : float, optional
@@ -481,7 +488,12 @@ class ShmExecutor(Executor):
     # ---------------------------------------------------------------- for the other faces
 
     def _bind(
-        self, fn: Callable[..., Any], inert: bool = False, bar: Bar | None = None
+        self,
+        fn: Callable[..., Any],
+        inert: bool = False,
+        bar: Bar | None = None,
+        *,
+        once: bool = False,
     ) -> Callable[..., Future[Any]]:
         """Pickle a function once, for many calls.
 
@@ -493,6 +505,8 @@ class ShmExecutor(Executor):
         bar : Bar, optional
             From :meth:`_bar`, to show the progress of these calls.  Default: that of all calls of this view together,
             if its options say so.
+        once : bool
+            There will be one call only.
 
         Returns
         -------
@@ -501,7 +515,7 @@ class ShmExecutor(Executor):
         """
         self._start()
         try:
-            function = self._function(fn)
+            function = self._function(fn, once=once)
         except Exception as error:
             return partial(_failed, error)
         submit = partial(self._call, function, Epoch() if inert else None)
@@ -575,7 +589,8 @@ class ShmExecutor(Executor):
     def _task(
         self, function: Function, epoch: Epoch | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Task:
-        arguments = self._store.dump((args, kwargs), self._launcher.pickling, ARGUMENTS, epoch)
+        what = ARGUMENTS_AGAIN if self._limits.retries else ARGUMENTS
+        arguments = self._store.dump((args, kwargs), self._launcher.pickling, what, epoch)
         return Task(function, arguments, self._limits)
 
     def _take_on(self, tasks: list[Task]) -> list[Future[Any]]:
@@ -599,11 +614,12 @@ class ShmExecutor(Executor):
         self._driver.resize(max_workers)
         self._max_workers = max_workers
 
-    def _function(self, fn: Callable[..., Any]) -> Function:
+    def _function(self, fn: Callable[..., Any], *, once: bool = False) -> Function:
         last = self._last_function
         if last is not None and last[0] is fn and _is_found_by_name(fn):
             return last[1]
-        payload = self._store.dump(fn, self._launcher.pickling, FUNCTION)
+        what = FUNCTION if once and not self._limits.retries else FUNCTION_AGAIN
+        payload = self._store.dump(fn, self._launcher.pickling, what)
         function = Function(payload, _name(fn))
         if not payload.blocks and payload.data[-3:] == FOUND_BY_NAME and _is_found_by_name(fn):
             # A name and nothing else, so the pickle is good for as long as the name is.

@@ -41,7 +41,7 @@ class Sample(NamedTuple):
 
 
 class Subclass(np.ndarray):
-    """A subclass with an attribute."""
+    """A subclass with an attribute, which pickle loses: what arrives has what ``__array_finalize__`` gives it."""
 
     def __array_finalize__(self, obj):
         self.unit = getattr(obj, "unit", "m")
@@ -59,6 +59,12 @@ class OwnWay(np.ndarray):
     def __setstate__(self, state):
         *state, self.unit = state
         super().__setstate__(tuple(state))
+
+
+def in_kilometres(a, cls):
+    a = a.view(cls)
+    a.unit = "km"
+    return a
 
 
 class Model:
@@ -141,8 +147,8 @@ NUMPY = {
     "asarray of a memmap": (lambda a: np.asarray(memmap(a)), ZERO_COPY),
     "recarray": (lambda a: np.zeros(N, [("x", "f8")]).view(np.recarray), ZERO_COPY),
     "matrix": (lambda a: a.reshape(-1, 2).view(np.matrix), ZERO_COPY),
-    "subclass": (lambda a: a.view(Subclass), ZERO_COPY),
-    "subclass that has its own `__reduce__`": (lambda a: a.view(OwnWay), "reduction of its own"),
+    "subclass": (lambda a: in_kilometres(a, Subclass), ZERO_COPY),
+    "subclass that has its own `__reduce__`": (lambda a: in_kilometres(a, OwnWay), "reduction of its own"),
 }  # fmt: skip
 
 PYTHON = {
@@ -166,7 +172,7 @@ _P, _A, _L = (
 PANDAS = {
     "DataFrame of numbers": _P("DataFrame", lambda c, a: c({"a": a, "b": a, "n": a.astype(int)}), ZERO_COPY),
     "Series of numbers": _P("Series", lambda c, a: c(a), ZERO_COPY),
-    "slice of rows": _P("DataFrame", lambda c, a: c(a.reshape(-1, 4)).iloc[10:], ZERO_COPY),
+    "slice of rows": _P("DataFrame", lambda c, a: c(a.reshape(-1, 4)).iloc[10:], CONTIGUOUS),
     "Int64 (masked)": _P("Series", lambda c, a: c(a, dtype="Int64"), ZERO_COPY),
     "categorical": _P("Categorical", lambda c, a: c.from_codes([0, 1] * (N // 2), ["a", "b"]), ZERO_COPY),
     "datetime": _P("Series", lambda c, a: c(a.astype("M8[s]")), ZERO_COPY),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import socket
 import sqlite3
 import sys
 import threading
-from typing import Any
+import weakref
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -53,8 +57,31 @@ UNSENDABLE = {
 }
 
 
+def say(end: Any, number: int) -> int:
+    """Send a number, as one byte, through a socket or a connection."""
+    os.write(end.fileno(), bytes([number]))
+    return number
+
+
+def _connections() -> tuple[Any, Any]:
+    return multiprocessing.Pipe()
+
+
+#: Two ends of something that travels, but is handed over once.
+HANDED_OVER = {"socket": socket.socketpair, "connection": _connections}
+
+
 def decoded() -> int:
     return Counted.times
+
+
+def counted_alive() -> int:
+    return len(Counted.alive)
+
+
+def count_up(array: Any) -> float:
+    array += 1
+    return float(array[0])
 
 
 def ask(database: Any) -> tuple[int, Any]:
@@ -137,13 +164,25 @@ class Counted:
     """Counts how often one is unpickled in this process."""
 
     times = 0
+    alive: ClassVar[weakref.WeakSet[Counted]] = weakref.WeakSet()
 
     def __init__(self) -> None:
         self.array = np.ones(20_000)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Counted.times += 1
+        Counted.alive.add(self)
         self.__dict__.update(state)
+
+
+class Pairing:
+    """An iterable of a thing, twice."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.thing, self.thing))
 
 
 class Explained(Exception):

@@ -80,6 +80,10 @@ def make(nbytes: int, value: int) -> np.ndarray:
     return filled(nbytes, value)
 
 
+def make_large(value: int) -> np.ndarray:
+    return filled(100 * MB, value)
+
+
 @pytest.mark.parametrize(
     ("capacity", "expected"), [(5_000_000, 5_000_000), ("4 MiB", 4 * MIB), ("1.5kB", 1500)]
 )
@@ -315,6 +319,22 @@ def test_a_backlog_under_buffersize_stays_small() -> None:
     with Peak() as peak, shmpool.ShmExecutor(2) as ex:
         totals = list(ex.map(total, produce(), buffersize=4))
     assert totals == [100 * MB * i for i in range(200)]
+    assert peak.most - peak.before < 1500 * MB
+
+
+@pytest.mark.slow
+def test_large_results_of_a_pool_that_reads_a_generator_stay_few() -> None:
+    def produce() -> Iterator[int]:
+        yield from range(200)
+
+    seen = []
+    with Peak() as peak:
+        with shmpool.Pool(2) as pool:
+            for result in pool.imap(make_large, produce()):
+                seen.append((result.nbytes, int(result[0]), int(result[-1])))
+                del result  # else it is there while the next one is awaited
+        pool.join()
+    assert sorted(seen) == [(100 * MB, i, i) for i in range(200)]
     assert peak.most - peak.before < 1500 * MB
 
 

@@ -7,6 +7,7 @@ import io
 import resource
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -20,12 +21,19 @@ from test_limits import descriptors_left
 import shmpool
 from shmpool import (
     ObjectStore,
+    Pool,
     SerializationError,
     ShmExecutor,
     WorkerDiedError,
     get_reusable_executor,
 )
+from shmpool.config import Config
 from shmpool.memory import segment
+
+
+def total_soon(array: np.ndarray) -> float:
+    time.sleep(0.05)  # so that who waits for it really waits
+    return float(array.sum())
 
 
 def hang(_number: int) -> None:
@@ -206,3 +214,40 @@ def test_an_exit_handler_is_told_that_it_is_too_late(tmp_path: Path) -> None:
         "cannot schedule new futures after shutdown",
         "cannot schedule new futures after interpreter shutdown",
     ]
+
+
+# ---------------------------------------------------------------- long times
+
+
+@pytest.mark.parametrize("seconds", [3e6, 1e9, threading.TIMEOUT_MAX])
+def test_who_is_ready_to_wait_for_years_may_do_so(seconds: float) -> None:
+    store = ObjectStore(config=Config.from_env()._replace(warm_seconds=seconds))
+    with ShmExecutor(1, "fork", store=store, idle_timeout=seconds) as executor:
+        assert executor.submit(total_soon, np.ones(100_000)).result(seconds) == 100_000
+        assert executor.submit(total_soon, np.ones(3)).exception(seconds) is None
+        assert list(executor.map(abs, [-1, 2], timeout=seconds)) == [1, 2]
+        assert list(executor.map_unordered(abs, [-1], timeout=seconds)) == [1]
+        limited = executor.options(timeout=seconds)
+        assert limited.submit(total_soon, np.ones(3)).result(SOON) == 3
+        (process,) = executor._processes.values()
+        assert executor.stats().workers_died == 0
+    process.join(seconds)
+    with Pool(1, context="fork") as pool:
+        assert pool.apply_async(total_soon, (np.ones(3),)).get(seconds) == 3
+        assert pool.imap(abs, [-1]).next(seconds) == 1
+        pool.close()
+        pool.join()
+
+
+def test_a_process_of_the_template_may_be_waited_for_for_years() -> None:
+    with ShmExecutor(1, "fork", max_tasks_per_child=1) as executor:
+        executor.submit(abs, 1).result(SOON)
+        future = executor.submit(hang, 1)
+        wait_until(future.running, 60, "the task to begin")
+        process = executor._processes[max(executor._processes)]
+        thread = threading.Thread(target=process.join, args=(1e9,))
+        thread.start()
+        process.kill()
+        thread.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert isinstance(future.exception(SOON), WorkerDiedError)

@@ -57,6 +57,7 @@ ORDER: dict[str, tuple[str, ...]] = {
             "mainmodule",
             "custom",
             "words",
+            "handover",
             "reductions",
             "text",
             "parts",

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,6 +259,34 @@ def test_without_descriptors_for_all_arenas_of_a_task_none_stays_open() -> None:
 def test_without_descriptors_there_is_no_timer() -> None:
     with descriptors_left(0), pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
         Timer(0.001)
+
+
+# ---------------------------------------------------------------- what is no limit
+
+
+@pytest.mark.parametrize(
+    "spill_dir", [True, 0, 1, 2.5, b"/tmp", ["/tmp"], np.False_, np.zeros(3)], ids=repr
+)
+def test_what_is_no_folder_is_refused_as_a_spill_folder(spill_dir: Any) -> None:
+    with pytest.raises(TypeError, match="spill_dir must be a folder"):
+        ObjectStore(spill_dir=spill_dir)
+
+
+def test_an_empty_name_is_refused_as_a_spill_folder() -> None:
+    with pytest.raises(ValueError, match="None means the temporary one"):
+        ObjectStore(spill_dir="")
+
+
+def test_a_path_object_is_a_spill_folder(tmp_path: Path) -> None:
+    assert ObjectStore(spill_dir=tmp_path).spill_dir == str(tmp_path)
+    assert ObjectStore(spill_dir=False).spill_dir is False
+    assert ObjectStore().spill_dir is None
+
+
+@pytest.mark.parametrize("huge_pages", [1, 0, None, "yes", b"auto"], ids=repr)
+def test_what_says_nothing_about_huge_pages_is_refused(huge_pages: Any) -> None:
+    with pytest.raises(ValueError, match="huge_pages must be 'auto', True or False"):
+        ObjectStore(huge_pages=huge_pages)
 
 
 # ---------------------------------------------------------------- room in a socket

@@ -273,6 +273,86 @@ def test_initializer_may_set_a_global_for_the_tasks_to_read(method: str, tmp_pat
     assert run_script(tmp_path, INITIALIZER, method) == "ok\n"
 
 
+SHARED = """
+    import multiprocessing, sys
+    import shmpool
+
+    class Settings:
+        step = 2
+
+    def init(c, a, q, r, barrier, settings):
+        global counter, array, queue, reader, both
+        counter, array, queue, reader, both = c, a, q, r, barrier
+        assert settings.step == 2
+
+    def work(i):
+        with counter.get_lock():
+            counter.value += i
+        array[i] = i
+        queue.put(i)
+        both.wait(60)
+        return i
+
+    if __name__ == "__main__":
+        context = multiprocessing.get_context(sys.argv[1])
+        counter, array = context.Value("i", 0), context.Array("i", 6)
+        queue, barrier = context.Queue(), context.Barrier(2)
+        reader, writer = context.Pipe(duplex=False)
+        things = counter, array, queue, reader, barrier, Settings()
+        with shmpool.Pool(2, init, things, context=context) as pool:
+            assert pool.map(work, range(6), 1) == list(range(6))
+        pool.join()
+        assert sorted(queue.get(timeout=60) for _ in range(6)) == list(range(6))
+        assert (counter.value, list(array)) == (15, list(range(6)))
+        queue.close()
+        queue.join_thread()
+        print("ok")
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_initializer_may_get_what_multiprocessing_shares(method: str, tmp_path: Path) -> None:
+    """Descriptors of it are inherited by each worker: once, though the initializer is one of ``__main__``."""
+    assert run_script(tmp_path, SHARED, method) == "ok\n"
+
+
+PICKLED_ONCE = """
+    import multiprocessing, os, sys
+    from shmpool import ShmExecutor
+
+    class Job:
+        times = 0
+
+        def __init__(self, end=None):
+            self.end = end
+
+        def __getstate__(self):
+            Job.times += 1
+            return self.__dict__
+
+    def close(job):
+        job.end.close()
+
+    if __name__ == "__main__":
+        with ShmExecutor(1, mp_context=sys.argv[1]) as executor:
+            descriptors = 0
+            for i in range(20):
+                one, other = multiprocessing.Pipe()
+                executor.submit(close, Job(other)).result()
+                one.close()
+                other.close()
+                descriptors = descriptors or len(os.listdir("/proc/self/fd"))
+            # Not to the one: a thread of multiprocessing's may be about to close the last.
+            assert len(os.listdir("/proc/self/fd")) < descriptors + 10
+        assert Job.times == 20, Job.times
+        print("ok")
+"""
+
+
+def test_what_is_of_a_class_of_main_is_pickled_once(start_method: str, tmp_path: Path) -> None:
+    assert run_script(tmp_path, PICKLED_ONCE, start_method) == "ok\n"
+
+
 BIG_GLOBAL = """
     import sys
     import numpy as np

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gc
+import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing import resource_sharer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import semantics_tasks as tasks
-from executor_tasks import SOON, identity, warm_executor
+from executor_tasks import SOON, identity, warm_executor, warm_up
 
 import shmpool
-from shmpool import SerializationError, ShmExecutor
+from shmpool import Pool, SerializationError, ShmExecutor
 
 SIZE = 20_000
 NBYTES = 8 * SIZE
@@ -85,6 +89,50 @@ def test_a_put_object_is_decoded_once_in_a_task(executor, mode):
     assert executor.submit(tasks.decoded).result(SOON) == before + 1
 
 
+MAPS: dict[str, Callable[[ShmExecutor, Pool, Any], list[Any]]] = {
+    "executor.map": lambda ex, _, ref: list(
+        ex.map(tasks.are_the_same, [ref] * 4, [ref] * 4, chunksize=4)
+    ),
+    "executor.map_unordered": lambda ex, _, ref: list(
+        ex.map_unordered(tasks.are_the_same, [ref] * 4, [ref] * 4, chunksize=4)
+    ),
+    "Pool.map": lambda _, pool, ref: pool.map(tasks.are_the_same, [ref] * 4, 4),
+    "Pool.imap": lambda _, pool, ref: list(pool.imap(tasks.are_the_same, [ref] * 4, 4)),
+    "Pool.starmap": lambda _, pool, ref: pool.starmap(tasks.are_the_same, [(ref, ref)] * 4, 4),
+    "Pool.starmap of fresh tuples": lambda _, pool, ref: pool.starmap(
+        tasks.are_the_same, [tasks.Pairing(ref)] * 4, 4
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with Pool(1, context="fork") as pool:
+        warm_up(pool.executor, 1)
+        yield pool
+        pool.close()
+        pool.join()
+
+
+@pytest.mark.parametrize("way", MAPS)
+def test_a_put_object_is_decoded_once_in_a_chunk(executor, pool, way):
+    ref = (pool.executor if way.startswith("Pool") else executor).put(tasks.Counted())
+    one = pool.executor if way.startswith("Pool") else executor
+    before = one.submit(tasks.decoded).result(SOON)
+    assert MAPS[way](executor, pool, ref) == [True] * 4
+    assert one.submit(tasks.decoded).result(SOON) == before + 1
+    assert one.submit(tasks.counted_alive).result(SOON) == 0, "nothing keeps it after the chunk"
+
+
+def test_what_a_call_writes_into_a_ref_s_value_the_later_ones_of_its_chunk_see_and_no_other(
+    executor,
+):
+    ref = executor.put(np.zeros(SIZE))
+    for one in (ref, np.zeros(SIZE)):
+        counts = list(executor.map(tasks.count_up, [one] * 6, chunksize=3))
+        assert counts == [1, 2, 3, 1, 2, 3]
+
+
 # What cannot travel.
 
 
@@ -115,6 +163,41 @@ def test_what_cannot_travel_is_named_on_the_way_there_and_back(executor, what):
     traceback.clear_frames(caught.value.__traceback__)
     del bad, caught
     gc.collect()
+
+
+# What travels once.
+
+
+@pytest.fixture(params=tasks.HANDED_OVER)
+def ends(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
+    here, there = tasks.HANDED_OVER[request.param]()
+    with here, there:
+        yield here, there
+    resource_sharer.stop()
+
+
+def test_a_socket_in_the_arguments_of_one_task_arrives(executor, ends):
+    here, there = ends
+    assert executor.submit(tasks.say, there, 1).result(SOON) == 1
+    assert executor.submit(partial(tasks.say, there), 2).result(SOON) == 2
+    assert list(executor.map(tasks.say, [there] * 4, range(4), chunksize=2)) == [0, 1, 2, 3]
+    assert os.read(here.fileno(), 10) == bytes([1, 2, 0, 1, 2, 3])
+
+
+def test_a_socket_that_would_arrive_several_times_is_named(executor, ends):
+    _, there = ends
+    for chunksize, path in ((1, r"fn\.args\[0\]"), (2, r"fn\._fn\.args\[0\]")):
+        with pytest.raises(SerializationError, match=path) as caught:
+            list(executor.map(partial(tasks.say, there), range(3), chunksize=chunksize))
+        traceback.clear_frames(caught.value.__traceback__)
+    with pytest.raises(SerializationError, match=r"obj\['end'\]") as caught:
+        executor.put({"end": there})
+    retrying = executor.options(retries=1)
+    with pytest.raises(SerializationError, match=r"task without retries.*args\[0\]"):
+        retrying.submit(tasks.say, there, 1).result(SOON)
+    with pytest.raises(SerializationError, match=r"fn\.args\[0\]"):
+        retrying.submit(partial(tasks.say, there), 1).result(SOON)
+    assert executor.submit(identity, 5).result(SOON) == 5
 
 
 # Ways to make it travel.

@@ -12,10 +12,12 @@ import select
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from shmpool.config import LONGEST_POLL
 from shmpool.dispatch.task import Task
 from shmpool.store.blocks import Block
 from shmpool.store.store import ObjectStore
 from shmpool.wire import messages
+from shmpool.wire.channel import MAX_FDS
 from shmpool.wire.messages import Call, Extras, Notice
 from shmpool.worker.process import ProcessLike, Starter, WorkerHandle, start_worker
 
@@ -69,7 +71,9 @@ class Fleet:
         return bool(self.workers or self.leaving)
 
     def wait(self, seconds: float | None) -> list[Source | int]:
-        """Wait until something happens, at most so long; what it was, a bare descriptor if it is not a worker's."""
+        """Wait until something happens, at most so long or a day; what it was, a bare descriptor if not a worker's."""
+        if seconds is not None:
+            seconds = min(seconds, LONGEST_POLL)
         return [self._sources.get(fd, fd) for fd, _ in self.poller.poll(seconds)]
 
     def is_current(self, source: Source) -> bool:
@@ -198,16 +202,23 @@ class Fleet:
         """Send a task with what else is to be said; False if the socket is full."""
         task.handle = handle
         extras = self._news(handle)
+        introduced: list[int] = []
         sent = False
         try:
             with _introduced(self._store, handle, task.blocks, extras) as fds:
+                introduced += [arena[0] for arena in extras.arenas]
+                while len(fds) > MAX_FDS:  # the results of as many workers, say, in one list
+                    first = Notice(Extras(extras.arenas[:MAX_FDS]))
+                    if not handle.end.send(messages.encode(first), fds[:MAX_FDS]):
+                        return False  # what has been sent of it will be sent again
+                    del fds[:MAX_FDS], extras.arenas[:MAX_FDS]
                 call = Call(
                     number, task.function.payload.data, task.arguments.data, task.limits.readonly, room, extras
                 )  # fmt: skip
                 sent = handle.end.send(messages.encode(call), fds)
         finally:
             if sent:
-                task.introduced = [arena[0] for arena in extras.arenas]
+                task.introduced = introduced
             else:
                 self._unsaid(handle, extras)
         return sent

@@ -10,11 +10,13 @@ import time
 import types
 from collections import ChainMap
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol, TextIO
 
 import cloudpickle
 
 from shmpool.serialize import custom
+from shmpool.serialize.handover import ONCE, standing_in
 from shmpool.serialize.reductions import REDUCTIONS
 from shmpool.serialize.search import NESTED, Failure, Node, Search, TimeUp, Trial
 from shmpool.serialize.words import print_lines, shorten, type_name, with_article
@@ -67,6 +69,11 @@ def inspect_serializability(
         The innermost culprits, in the order in which they are met; an object that is met in two places is there
         twice.  At most 100.
 
+    Notes
+    -----
+    A socket or a connection of multiprocessing passes, since it can be an argument or a result.  It cannot be where
+    it would be handed over several times: in the function of a ``map``, in what is put, in a task with retries.
+
     Examples
     --------
     >>> import threading
@@ -78,7 +85,7 @@ def inspect_serializability(
     "config['lock']"
     """
     label = name or _default_name(obj)
-    trial = _probe if dumps is None else _once(dumps)
+    trial = _probing() if dumps is None else _once(dumps)
     search = Search(trial, seconds=INSPECT_SECONDS, most=MAX_FAILURES)
     try:
         root = search.run(obj, label, whole=True)
@@ -116,11 +123,12 @@ def culprit_path(
         ``args[0]['model'].lock (a '_thread.lock')``; None if `obj` can be pickled after all, or nothing is known.
         Takes a quarter of a second or two, give or take one call of `dumps`.  Raises no ``Exception``.
     """
-    trial = _probe
     if pickler is not None:
         trial = _with(pickler)
     elif dumps is not None:
         trial = _once(dumps)
+    else:
+        trial = _probing()
     search = Search(trial, seconds=CULPRIT_SECONDS, most=1)
     try:
         search.run(obj, name)
@@ -175,15 +183,17 @@ def _once(dumps: Dumps) -> Trial:
 class _Probe(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is untyped
     """cloudpickle's pickler with the registered serializers; buffers go nowhere."""
 
-    def __init__(self, file: Nowhere) -> None:
+    def __init__(self, file: Nowhere, handed_over: dict[type, Callable[[Any], Any]]) -> None:
         # Before Pickler's own __init__, which looks at it once; later it would be ignored.
         self.dispatch_table = ChainMap(
-            custom.registered(), REDUCTIONS, cloudpickle.Pickler.dispatch_table
+            custom.registered(), handed_over, REDUCTIONS, cloudpickle.Pickler.dispatch_table
         )
         super().__init__(file, protocol=5, buffer_callback=lambda _: None)
 
 
-_probe: Trial = _with(_Probe)
+def _probing() -> Trial:
+    handed_over = standing_in(ForkingPickler._extra_reducers, ONCE)  # type: ignore[attr-defined]
+    return _with(lambda file: _Probe(file, handed_over))
 
 
 # ---- what is said ----------------------------------------------------------------------------------------------------

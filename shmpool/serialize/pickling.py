@@ -10,6 +10,9 @@ the rest there are two picklers, the second only where the first cannot or must 
    the receiver is known to have the very same thing (see :mod:`shmpool.serialize.mainmodule`).  A stream that mentions
    ``__main__`` is found by looking for that name in the bytes: a false alarm costs only time.
 
+What may be unpickled only once (sockets, connections) is refused where a stream is for several tasks (see
+:mod:`shmpool.serialize.handover`).
+
 A stream comes in pieces: the pickler hands on large ``bytes`` and ``bytearray`` as they are, so that they are copied
 once, into the store.  Large strings are lent as buffers (:mod:`shmpool.serialize.text`).
 
@@ -31,17 +34,18 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from shmpool.config import pickle_debug
-from shmpool.errors import SerializationError
-from shmpool.serialize import custom, reductions
+from shmpool.errors import RefError, SerializationError
+from shmpool.serialize import custom, handover, reductions
 from shmpool.serialize.arrow import pandas_arrays, reductions_for_pandas
 from shmpool.serialize.bare import BARE, dump_bare, load_bare
+from shmpool.serialize.handover import AGAIN, NOWHERE, ONCE, Mark, Use
 from shmpool.serialize.mainmodule import MainModule
 from shmpool.serialize.tensors import reductions_for_torch
 from shmpool.serialize.text import MARK, LargeText, Pieces, lending, load_lent
 
 __all__ = [
-    "ARGUMENTS", "EXCEPTION", "FUNCTION", "INITIALIZER", "OBJECT", "RESULT", "Dumped", "Pickling", "What",
-    "dispatch_table", "loads",
+    "ARGUMENTS", "ARGUMENTS_AGAIN", "EXCEPTION", "FUNCTION", "FUNCTION_AGAIN", "INITIALIZER", "OBJECT", "PUT",
+    "RESULT", "Dumped", "Pickling", "What", "dispatch_table", "loads",
 ]  # fmt: skip
 
 PROTOCOL = 5
@@ -51,14 +55,27 @@ FOUND_BY_NAME = b"\x93\x94."
 FRAME = 64 * 1024
 #: Streams shorter than this are not worth a second look.
 LARGE = 16 * 1024
-#: What is being pickled, for error messages: a noun, and the name that a path into it begins with.
-FUNCTION = ("the function", "fn")
-ARGUMENTS = ("the arguments", "")  # a pair (args, kwargs), each with its own name
-RESULT = ("the result", "result")
-EXCEPTION = ("the exception", "exception")
-INITIALIZER = ("initializer and initargs", "(initializer, initargs)")
-OBJECT = ("the object", "obj")
-What = tuple[str, str]
+
+
+class What(NamedTuple):
+    """What is being pickled: a noun and the name that a path into it begins with, for errors; and for which use."""
+
+    noun: str
+    name: str
+    use: Use = ONCE
+
+
+FUNCTION = What("the function", "fn")
+ARGUMENTS = What("the arguments", "")  # a pair (args, kwargs), each with its own name
+#: The same for several tasks, or for one that may be run several times.
+FUNCTION_AGAIN = FUNCTION._replace(use=AGAIN)
+ARGUMENTS_AGAIN = ARGUMENTS._replace(use=AGAIN)
+RESULT = What("the result", "result")
+EXCEPTION = What("the exception", "exception")
+INITIALIZER = What("initializer and initargs", "(initializer, initargs)")
+PUT = What("the object", "obj", AGAIN)
+#: Nobody is going to unpickle it.
+OBJECT = What("the object", "obj", NOWHERE)
 
 #: Tells whether a buffer (contiguous, as a view of bytes) is to travel out of band.
 Wanted = Callable[[memoryview], bool]
@@ -79,7 +96,7 @@ class Pickling:
     main : MainModule
         What the receiver has in its ``__main__``.
     wanted : callable
-        Which buffers travel out of band.
+        Which buffers travel out of band.  Raises RefError for one that cannot travel.
     """
 
     __slots__ = ("_debug", "_wanted", "main")
@@ -99,44 +116,61 @@ class Pickling:
         """
         buffers: list[memoryview] = []
         # Unless the user has another way for arrays.
-        if dispatch_table()[np.ndarray] is reductions.REDUCTIONS[np.ndarray]:
-            stream = dump_bare(obj, self._aside(buffers), LARGE)
+        if _table()[np.ndarray] is reductions.REDUCTIONS[np.ndarray]:
+            try:
+                stream = dump_bare(obj, self._aside(buffers), LARGE)
+            except RefError:
+                stream = None  # the other way says where it is
             if stream is not None:
                 return Dumped([stream], buffers)
-        dumped = self._dumps(obj, what)
+        since = handover.mark()
+        dumped = self._dumps(obj, what, since)
         if _mentions(dumped.stream, reductions.MARK) and reductions.learn():
-            dumped = self._dumps(obj, what)
+            handover.disinherit(since)
+            dumped = self._dumps(obj, what, since)
         return dumped
 
-    def _dumps(self, obj: object, what: What) -> Dumped:
+    def _dumps(self, obj: object, what: What, since: Mark) -> Dumped:
         try:
-            return self._pickled(obj, what, Pieces(), lambda pickler: pickler)
+            return self._pickled(obj, what, since, Pieces(), lambda pickler: pickler)
         except LargeText:
-            return self._pickled(obj, what, _Patient([MARK]), lending)
+            return self._pickled(obj, what, since, _Patient([MARK]), lending)
 
     def _pickled(
-        self, obj: object, what: What, stream: Pieces, variant: Callable[[type[Any]], type[Any]]
+        self,
+        obj: object,
+        what: What,
+        since: Mark,
+        stream: Pieces,
+        variant: Callable[[type[Any]], type[Any]],
     ) -> Dumped:
         buffers: list[memoryview] = []
         in_band = self._aside(buffers)
-        table = dispatch_table()
+        table, use = _table(), what.use
+        kind = _Pickler
+        if use is not ONCE:
+            kind, table = _pickler_for(use, table)
         before = len(stream)
-        try:
-            variant(_Pickler)(stream, PROTOCOL, buffer_callback=in_band).dump(obj)
-        except (
-            Exception
-        ):  # whatever a class's __reduce__ raises: cloudpickle may do better, or says why not
-            pass
-        else:
-            # A function or class of __main__ itself, which the receiver has, is the usual case.
-            if not any(
-                type(piece) is bytes and b"__main__" in piece for piece in stream
-            ) or self.main.has(obj):
-                return Dumped(stream, buffers)
+        if not _is_of_main(obj):
+            pickler = variant(kind)(stream, PROTOCOL, buffer_callback=in_band)
+            try:
+                _dump(pickler, obj, use, since)
+            except (
+                Exception
+            ):  # whatever a class's __reduce__ raises: cloudpickle may do better, or says why not
+                pass
+            else:
+                # A function or class of __main__ itself, which the receiver has, is the usual case.
+                if not any(
+                    type(piece) is bytes and b"__main__" in piece for piece in stream
+                ) or self.main.has(obj):
+                    return Dumped(stream, buffers)
+                handover.withdraw(pickler, since)
         buffers.clear()
         del stream[before:]
         try:
-            variant(self._pickler())(stream, self.main, in_band, table).dump(obj)
+            pickler = variant(self._pickler())(stream, self.main, in_band, table)
+            _dump(pickler, obj, use, since)
         except Exception as error:
             raise self._explained(obj, what, error) from error
         return Dumped(stream, buffers)
@@ -158,10 +192,12 @@ class Pickling:
         from shmpool.serialize.byvalue import CloudPickler
         from shmpool.serialize.inspect import culprit_path  # only when something went wrong
 
-        def pickler(file: Any) -> CloudPickler:
-            return CloudPickler(file, self.main, lambda _: False, dispatch_table())
+        noun, name, use = what
+        table = dispatch_table(use)
 
-        noun, name = what
+        def pickler(file: Any) -> CloudPickler:
+            return CloudPickler(file, self.main, self._aside([]), table)
+
         if what is EXCEPTION:
             obj = getattr(obj, "exc", obj)  # out of the standard library's envelope
         roots = [(name, obj)] if name else zip(("args", "kwargs"), obj, strict=True)  # type: ignore[call-overload]
@@ -191,14 +227,62 @@ class _Patient(Pieces):
         self.append(piece.raw() if isinstance(piece, pickle.PickleBuffer) else piece)
 
 
+def _is_of_main(obj: Any) -> bool:
+    """Is this, or one of the arguments in (args, kwargs), an instance of a class of ``__main__``?
+
+    Its stream will say so, and then is not good: user code that runs while it is made need not run twice.
+    """
+    if type(obj) is tuple and len(obj) == 2 and type(obj[0]) is tuple:
+        return any(type(arg).__module__ == "__main__" for arg in obj[0])
+    return type(obj).__module__ == "__main__"
+
+
+_Table = dict[type, Callable[[Any], Any]]
+
+
 class _Pickler(pickle.Pickler):
-    dispatch_table: ClassVar[dict[type, Callable[[Any], Any]]]  # type: ignore[misc]  # of all instances
+    dispatch_table: ClassVar[_Table]  # type: ignore[misc]  # of all instances
+
+
+class _AgainPickler(_Pickler):
+    """The same for what is unpickled again."""
+
+
+def _pickler_for(use: Use, table: _Table) -> tuple[type[_Pickler], _Table]:
+    """The first pickler for a stream that is not unpickled once, and its dispatch table."""
+    if use is AGAIN:
+        return _AgainPickler, _AgainPickler.dispatch_table
+    table = {**table, **handover.standing_in(table, use)}
+    return type("_NowherePickler", (_Pickler,), {"dispatch_table": table}), table
+
+
+def _dump(pickler: Any, obj: object, use: Use, since: Mark) -> None:
+    """Pickle; a stream that is given up leaves no descriptor that waits for somebody to come for it."""
+    try:
+        pickler.dump(obj)
+    except BaseException:
+        handover.withdraw(pickler, since)
+        raise
+    if use is AGAIN and handover.withdraw(pickler, since):
+        raise handover.refused("descriptor")
+
+
+def dispatch_table(use: Use = NOWHERE) -> _Table:
+    """The reduction functions by class, for a pickler whose stream nobody will read.
+
+    Parameters
+    ----------
+    use : {"once", "again", "nowhere"}
+        What the stream would be for: ``"again"`` refuses what is handed over once.
+    """
+    table = _table()
+    return {**table, **handover.standing_in(table, use)}
 
 
 _made_from: tuple[Any, Any, int, int, Any] = (None, None, 0, 0, None)
 
 
-def dispatch_table() -> dict[type, Callable[[Any], Any]]:
+def _table() -> _Table:
     """The reduction functions by class, later ones first: registered by the user, ours, multiprocessing's, copyreg's.
 
     Made anew if what it is made from has changed.  It must be a plain dict (the pickler is slow with anything else),
@@ -220,6 +304,8 @@ def dispatch_table() -> dict[type, Callable[[Any], Any]]:
             **learned, **copyreg.dispatch_table, **extra,
             **reductions.REDUCTIONS, **reductions_for_torch(extra), **reductions_for_pandas(), **registered,
         }  # fmt: skip
+        table = _Pickler.dispatch_table
+        _AgainPickler.dispatch_table = {**table, **handover.refusing(table)}
         _made_from = made
     return _Pickler.dispatch_table
 

@@ -17,10 +17,12 @@ from shmpool.serialize.words import type_name
 
 __all__ = [
     "SHARED",
+    "TICKET",
     "TOGETHER",
     "TOO_DEEP",
     "Why",
     "is_telling",
+    "too_long",
     "under_limit",
     "why_copied",
     "why_in_stream",
@@ -41,14 +43,25 @@ COPIED = Why(
 )
 
 _STRIDED = Why(
-    "not contiguous: made contiguous, and written once",
+    "not contiguous: made contiguous, and written",
     "send the array that it is a view of, to be sliced in the task, if that is sent anyway",
 )
+_STRIDED_BLOCK = Why(
+    "not contiguous: made contiguous, and written",
+    "send the table that it is a part of, to be sliced in the task, if that is sent anyway; it.copy() is contiguous",
+)
+_MADE = Why(
+    "made when it is pickled, and written each time",
+    "what __reduce__ or __getstate__ gives is found again in the store only if the object keeps it",
+)
+_ON_ARRIVAL = Why("not in the store yet: written, and copied on arrival")
 
 TOGETHER = Why("the rest of the pickle stream: types, names, small parts")
 TOO_DEEP = Why("nested too deeply to look inside", "flatten it")
+TICKET = Why("the message: where in the store the pickle stream is")
 
 _AS_ARRAY = "numpy.frombuffer(it, numpy.uint8) is an array over the same memory, which travels through the store"
+_TEXT_AS_ARRAY = "as bytes (it.encode()) under a numpy.frombuffer it travels through the store"
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 # Libraries whose objects pickle as streams of their own, and what of theirs does better.
 _OWN_STREAM = {
@@ -61,11 +74,38 @@ def under_limit(limit: int) -> Why:
     return Why(f"under the inline limit of {limit:,} bytes: rides in the message")
 
 
-def why_copied(obj: Any) -> Why:
-    """Why the memory of an object is written into the store."""
+def too_long(why: Why, limit: int) -> Why:
+    """The same of bytes that are no part of the message, since that would be too long."""
+    return Why(
+        f"{why.reason}; a message of more than {limit:,} bytes is copied into the store", why.advice
+    )
+
+
+def why_copied(obj: Any, giver: Any, *, is_made: bool) -> Why:
+    """Why memory is written into the store.
+
+    Parameters
+    ----------
+    obj : object
+        Whose memory it is.
+    giver : object
+        What gave this object when it was reduced, if there is such a thing.
+    is_made : bool
+        Pickling has made that memory, and would make it again.
+    """
+    if type(obj) is str:
+        return Why(_ON_ARRIVAL.reason, _TEXT_AS_ARRAY)
+    if type(obj) is array.array:
+        return Why(_ON_ARRIVAL.reason, _AS_ARRAY)
+    if not is_made:
+        return COPIED
     if isinstance(obj, np.ndarray) and not is_contiguous(obj):
         return _STRIDED
-    return COPIED
+    # pandas makes the blocks of a table contiguous itself.
+    values = getattr(giver, "values", None) if _library(giver) == "pandas" else None
+    if isinstance(values, np.ndarray) and not is_contiguous(values):
+        return _STRIDED_BLOCK
+    return _MADE
 
 
 def is_telling(obj: Any) -> bool:
@@ -88,7 +128,7 @@ def why_in_stream(obj: Any) -> Why:
     if kind is str:
         return Why(
             "str pickles in band",
-            "as bytes (it.encode()) under a numpy.frombuffer it travels through the store",
+            _TEXT_AS_ARRAY,
         )
     if kind in (array.array, memoryview):
         return Why(
@@ -109,7 +149,7 @@ def why_in_stream(obj: Any) -> Why:
             f"a {what} that travels by value",
             "in a module that workers can import it travels by name",
         )
-    library = str(kind.__module__).partition(".")[0]
+    library = _library(obj)
     if library in _OWN_STREAM:
         return Why(f"{library} pickles it as a stream of its own", _OWN_STREAM[library])
     return Why(
@@ -143,6 +183,10 @@ def _why_container(obj: Any) -> Why:
         f"what is in a {type(obj).__name__} is pickled object by object",
         "numbers travel better as a numpy array" if any(map(_is_number, islice(values, 3))) else "",
     )
+
+
+def _library(obj: Any) -> str:
+    return str(type(obj).__module__).partition(".")[0]
 
 
 def _is_number(obj: Any) -> bool:

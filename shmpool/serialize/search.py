@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 
+from shmpool.errors import RefError
 from shmpool.serialize.parts import Member, Members, members, without_traceback
 from shmpool.serialize.words import reason_of, type_name, with_article
 
@@ -208,13 +209,15 @@ class Search:
 
     def _open(self, node: Node) -> None:
         self._nodes[id(node.value)] = node
-        if node.deep < DEEP and node.depth < MAX_DEPTH:
+        if node.deep < DEEP and node.depth < MAX_DEPTH and not _seldom_fails(node.value):
             node.parts = members(node.value)
             node.pending = self._failing(node)
 
     def _failing(self, node: Node) -> Iterator[tuple[Member, Exception]]:
         """The parts of a node that fail, in order: all together first, then halves of what fails."""
-        parts = [part for part in node.parts.items if not _never_fails(part.value)]
+        # Arrays that cannot travel are those of another store, and seldom there.
+        of_store = isinstance(node.error, RefError)
+        parts = [part for part in node.parts.items if of_store or not _seldom_fails(part.value)]
         ranges = [(0, len(parts))] if parts else []
         while ranges:
             if self._late():
@@ -341,7 +344,7 @@ def _is_recursion(error: BaseException | None) -> bool:
     return False
 
 
-def _never_fails(value: Any) -> bool:
+def _seldom_fails(value: Any) -> bool:
     # Numpy copies an array that is not contiguous: too much for nothing.  (A dtype's metadata may hold anything.)
     if type(value) is not np.ndarray:
         return False

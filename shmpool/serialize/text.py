@@ -19,7 +19,7 @@ from typing import Any
 
 from shmpool.serialize.reductions import window
 
-__all__ = ["LargeText", "Pieces", "lending", "load_lent"]
+__all__ = ["MARK", "LargeText", "Lent", "Pieces", "lending", "load_lent"]
 
 #: In characters. Below, a second copy costs less than pickling again.
 LARGE = 1 << 20
@@ -62,16 +62,18 @@ class Pieces(list[Any]):
             raise LargeText
 
 
-class _Lent:
-    __slots__ = ("_text",)
+class Lent:
+    """What stands for a large string in a stream."""
+
+    __slots__ = ("text",)
 
     def __init__(self, text: str) -> None:
-        self._text = text
+        self.text = text
 
     def __reduce__(self) -> tuple[Any, ...]:
         size = ctypes.c_ssize_t()
-        address = _utf8(self._text, ctypes.byref(size))
-        return _decode, (window(self._text, address, size.value),)
+        address = _utf8(self.text, ctypes.byref(size))
+        return _decode, (window(self.text, address, size.value),)
 
 
 def _decode(data: Any) -> str:
@@ -81,13 +83,13 @@ def _decode(data: Any) -> str:
 class _Lending:
     """A pickler that writes large strings as lent ones."""
 
-    def persistent_id(self, obj: Any) -> _Lent | None:
+    def persistent_id(self, obj: Any) -> Lent | None:
         """What stands for ``obj`` in the stream, if not itself."""
         if type(obj) is not str or len(obj) < LARGE or not _has_utf8(obj):
             return None
         # One stand-in for each string, so that what is one string arrives as one; it keeps the string alive meanwhile.
-        lent: dict[int, _Lent] = self.__dict__.setdefault("_lent", {})
-        return lent.setdefault(id(obj), _Lent(obj))
+        lent: dict[int, Lent] = self.__dict__.setdefault("_lent", {})
+        return lent.setdefault(id(obj), Lent(obj))
 
 
 def lending(pickler: type[Any]) -> type[Any]:

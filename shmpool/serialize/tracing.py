@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from shmpool.serialize.debugging import PROTOCOL, DebugPickler
 from shmpool.serialize.mainmodule import MainModule
 from shmpool.serialize.parts import Members, members
+from shmpool.serialize.text import Lent, lending
 from shmpool.serialize.words import type_name
 
 __all__ = ["Piece", "trace"]
@@ -32,7 +33,7 @@ PIECE_BYTES = 1024
 MANY = 1000
 
 _NUMBERS = frozenset({type(None), bool, int, float, complex})
-#: What is never a piece, so that nobody needs to know where it was met.
+#: What is never a piece inside of something, so that nobody needs to know where it was met.
 _SMALL = _NUMBERS | {type(...), type(NotImplemented), type}
 
 
@@ -48,6 +49,8 @@ class Piece(NamedTuple):
     out_of_band: bool
     #: What had these bytes: the object at `path`, or something that its reduction made.
     holder: Any
+    #: The innermost object whose reduction gave the holder, if it is a buffer's; else None.
+    giver: Any = None
 
 
 def trace(
@@ -58,6 +61,7 @@ def trace(
     table: Mapping[type, Callable[[Any], Any]],
     wanted: Callable[[memoryview], bool],
     telling: Callable[[Any], bool],
+    lends: bool = False,
 ) -> list[Piece]:
     """Pickle an object to nowhere, and say where its bytes go.
 
@@ -71,14 +75,16 @@ def trace(
         Which buffers travel out of band.
     telling : callable
         Does it tell more to know that an object had these bytes than that the one which made it had?
+    lends : bool, default False
+        Large strings are lent, as buffers (:mod:`shmpool.serialize.text`).
 
     Returns
     -------
     list of Piece
         In the order in which they are met.  The last is the object itself, with what is left of the stream.
     """
-    tracer = _Tracer(name, main, table, wanted, telling)
-    pieces = tracer.pieces
+    tracer = (lending(_Tracer) if lends else _Tracer)(name, main, table, wanted, telling)
+    pieces: list[Piece] = tracer.pieces
     try:
         tracer.dump(obj)
     finally:
@@ -150,7 +156,7 @@ class _Tracer(DebugPickler):
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
         kind = type(obj)
-        if kind in _SMALL or id(obj) in self.memo:
+        if (kind in _SMALL and self._stack) or id(obj) in self.memo:
             super().save(obj, save_persistent_id)  # type: ignore[misc]
             return
         frame = _Frame(obj, self._counter.nbytes)
@@ -207,14 +213,17 @@ class _Tracer(DebugPickler):
         frame = self._stack[level]
         if not out_of_band:
             frame.counted += nbytes
-        holder = frame
-        if type(frame.obj) is pickle.PickleBuffer and not self._path(level):
-            # What has this memory is what was just being reduced.
-            holder = next(above for above in reversed(self._stack) if above.reduced is not None)
+        holder = frame.obj
+        givers = (above.obj for above in reversed(self._stack) if above.reduced is not None)
+        if type(holder) is pickle.PickleBuffer and not self._path(level):
+            holder = next(givers)  # what has this memory is what was just being reduced
+        if type(holder) is Lent:
+            holder = holder.text
+        giver = next(givers, None) if buffer is not None else None
         while not (path := self._path(level)):
             level -= 1
         at = self._stack[level].obj
-        self.pieces.append(Piece(path, type_name(at), nbytes, buffer, out_of_band, holder.obj))
+        self.pieces.append(Piece(path, type_name(at), nbytes, buffer, out_of_band, holder, giver))
 
     def _path(self, level: int) -> str:
         """The way to the object on this level of the stack, or "" if a reduction made it."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any, TextIO
 
-from shmpool.serialize.explain import Explanation, Part
+from shmpool.interrupts import heard, whole
+from shmpool.serialize.explain import Explanation, Part, Way
 from shmpool.serialize.explain import explain as explain_with
+from shmpool.store import payload as wire_form
+from shmpool.store.blocks import Block
 from shmpool.store.current import get_store
+from shmpool.store.payload import RIDING, Span
 from shmpool.store.store import ObjectStore, travelling
 
 __all__ = ["Explanation", "Part", "explain"]
@@ -17,7 +21,9 @@ def explain(
 ) -> Explanation:
     """Say which bytes of an object are shared, which are copied, and why; print it as a table.
 
-    Nothing is sent, and nothing is written into the store.
+    Nothing is sent, and nothing is written into the store.  It is asked what it would do, so the sums are those that
+    :func:`shmpool.put` would count now.  Of a task's arguments they are the same but for some bytes: those are pickled
+    together, as a call.
 
     Parameters
     ----------
@@ -46,19 +52,51 @@ def explain(
     >>> import numpy as np
     >>> _ = explain({"a": np.zeros(1000000), "b": np.zeros(1000000)[::2], "n": 3})  # doctest: +SKIP
     8,000,000  copied  obj['a']  numpy.ndarray  not in the store yet: written once, read without a copy
-    4,000,000  copied  obj['b']  numpy.ndarray  not contiguous: made contiguous, and written once
+    4,000,000  copied  obj['b']  numpy.ndarray  not contiguous: made contiguous, and written
     ...
     """
     store = store or get_store()
+    carried: list[Block] = []  # by refs inside
     outer = travelling.store, travelling.carried
-    travelling.store, travelling.carried = store, []  # refs inside may be pickled
+    travelling.store, travelling.carried = store, carried
     try:
         return explain_with(
             obj,
-            located=store.located,
-            inline_limit=store.config.inline_limit,
+            wanted=store.wanted,
+            way=lambda stream, buffers: _way(store, stream, buffers, carried),
+            config=store.config,
             file=file,
             quiet=quiet,
         )
     finally:
         travelling.store, travelling.carried = outer
+        store.let_go(carried)
+
+
+def _way(
+    store: ObjectStore,
+    stream: list[bytes | memoryview],
+    buffers: list[memoryview],
+    carried: list[Block],
+) -> Way:
+    """What would become of a stream and its buffers, by the store's own plan and the payload's own form."""
+    blocks = carried.copy()
+    carried.clear()  # the plan lets go of them, if it fails
+    with whole, heard():
+        plan = store.plan(buffers, blocks)
+        store.let_go(blocks)
+    # Blocks and places that do not exist yet are as long as others.
+    blocks += [Block(0, 0, 0)] * len(plan.groups)
+    spans = [span or Span(0, 0, 0) for span in plan.spans]
+    nbytes = sum(map(len, wire_form.encode(stream, blocks, spans, plan.riding)))
+    ticket = None
+    if store.is_too_long(nbytes):
+        ticket = len(wire_form.encode_indirect(Block(0, 0, 0), nbytes))
+    return Way(
+        [
+            "copied" if span is None else "inline" if span.block == RIDING else "shared"
+            for span in plan.spans
+        ],
+        nbytes,
+        ticket,
+    )

@@ -12,17 +12,19 @@ from typing import Any, overload
 
 from shmpool.memory.segment import Mode
 from shmpool.serialize.mainmodule import MainModule
-from shmpool.serialize.pickling import OBJECT, Pickling
+from shmpool.serialize.pickling import PUT, Pickling
 from shmpool.store.current import get_store
 from shmpool.store.store import ObjectStore, Payload, travelling
 
-__all__ = ["ObjectRef", "get", "put"]
+__all__ = ["ObjectRef", "Values", "get", "put"]
 
 
 class ObjectRef:
     """A reference to an object in the store.  Made by :func:`put`; compares by identity.
 
-    As a top-level argument of a task it arrives as its value; inside a container it arrives as a ref.
+    As a top-level argument of a task it arrives as its value, decoded once in a task, however often it is there; inside
+    a container it arrives as a ref.  A chunk of a ``map`` is one task: its calls are given one and the same value, and
+    what one of them writes into it, the later ones see, as it is with an array that is an argument of all of them.
     """
 
     __slots__ = ("__weakref__", "_payload", "_store")
@@ -56,6 +58,30 @@ class ObjectRef:
         self._payload.release_later()
 
 
+class Values:
+    """The values of refs, each decoded once; anything else is its own value.
+
+    Parameters
+    ----------
+    mode : {"c", "r"}
+        How they are mapped.
+    """
+
+    __slots__ = ("_mode", "_values")
+
+    def __init__(self, mode: Mode) -> None:
+        self._mode = mode
+        self._values: dict[ObjectRef, Any] = {}
+
+    def of(self, arg: Any) -> Any:
+        """What a task is given for this argument."""
+        if type(arg) is not ObjectRef:
+            return arg
+        if arg not in self._values:
+            self._values[arg] = arg.get(self._mode)
+        return self._values[arg]
+
+
 def _arrive(data: bytes) -> ObjectRef:
     store = travelling.store
     assert store is not None
@@ -75,14 +101,14 @@ def put(obj: object, *, store: ObjectStore | None = None) -> ObjectRef:
     Raises
     ------
     SerializationError
-        It cannot be pickled; the message names the culprit.
+        It cannot be pickled, or handed over only once (a socket, a connection); the message names the culprit.
     StoreFullError
         There is no room.
     """
     store = store or get_store()
     # By value, whatever is of __main__: any worker may come to read it.
     pickling = Pickling(MainModule.nothing(), store.wanted)
-    return ObjectRef(store, store.dump(obj, pickling, OBJECT))
+    return ObjectRef(store, store.dump(obj, pickling, PUT))
 
 
 @overload

@@ -4,6 +4,10 @@ They are the exception: everything else in the store is written once, by its mak
 others write to.  Nothing locks a shared array.  What one process writes is seen by the others at once, in pieces of
 whatever size the hardware writes: two processes that write to the same elements, or read what another is writing,
 must agree among themselves who does so when (disjoint slices, or one task after the other, need no more).
+
+A shared array belongs to the store that it was made in: the process-wide one, unless ``store=`` says another.  Give it
+the store of the executor that it is for.  An executor with another store refuses it (RefError): its workers could only
+be given a private copy.
 """
 
 from __future__ import annotations
@@ -35,7 +39,8 @@ def empty(
     dtype : data type
         Not of Python objects.
     store : ObjectStore, optional
-        Default: the process-wide one.
+        That of the executor whose tasks are to share it: an executor with another store refuses it.  Default: the
+        process-wide one, as for executors.
 
     Returns
     -------
@@ -70,14 +75,22 @@ def empty(
 def zeros(
     shape: Shape, dtype: npt.DTypeLike = float, *, store: ObjectStore | None = None
 ) -> npt.NDArray[Any]:
-    """The same as :func:`empty`, filled with zeros."""
+    """The same as :func:`empty`, of the same parameters, filled with zeros."""
     made = empty(shape, dtype, store=store)
     made.fill(0)
     return made
 
 
 def asarray(a: npt.ArrayLike, *, store: ObjectStore | None = None) -> npt.NDArray[Any]:
-    """``a`` as an array in the store, as :func:`empty` makes them; a copy, unless it is one already."""
+    """``a`` as an array in the store, as :func:`empty` makes them; a copy, unless it is one of that store already.
+
+    Parameters
+    ----------
+    a : array_like
+        Not of Python objects.
+    store : ObjectStore, optional
+        As for :func:`empty`.
+    """
     source = np.asarray(a)
     store = store or get_store()
     if source.nbytes and source.flags.c_contiguous and store.is_shared(source):

@@ -54,6 +54,18 @@ class _Travelling(threading.local):
 travelling = _Travelling()
 
 
+class Plan(NamedTuple):
+    """What is to become of the buffers of a payload."""
+
+    #: Where each of them lies; None: where is not known yet, it is to be copied.
+    spans: list[Span | None]
+    #: Those to copy, each group into one new block: indices in `spans`, and the bytes.
+    groups: list[list[tuple[int, Bytes]]]
+    riding: list[memoryview]
+    copied: int
+    shared: int
+
+
 class StoreStats(NamedTuple):
     """What a store did and holds, in bytes unless said otherwise.
 
@@ -101,7 +113,7 @@ class ObjectStore(Exchange):
     capacity : int or str, optional
         How much memory the blocks of this process and of its workers may take, in bytes or as a string such as
         "4GiB".  Default: 60 % of what the machine or the control group allows.
-    spill_dir : str, path or False, optional
+    spill_dir : str, path object or False, optional
         Folder for what goes beyond the capacity, as files without names.  None (default): the temporary folder.
         False: nothing is spilled.
     huge_pages : {"auto", True, False}
@@ -121,22 +133,20 @@ class ObjectStore(Exchange):
     def __init__(
         self,
         capacity: int | str | None = None,
-        spill_dir: str | Literal[False] | None = None,
+        spill_dir: str | os.PathLike[str] | Literal[False] | None = None,
         huge_pages: HugePages = "auto",
         *,
         config: Config | None = None,
     ) -> None:
         config = config or Config.from_env()
-        if huge_pages not in ("auto", True, False):
+        if not isinstance(huge_pages, bool) and huge_pages != "auto":
             raise ValueError(f"huge_pages must be 'auto', True or False, not {huge_pages!r}")
         self.capacity = (
             int(allowed_memory() * config.capacity_share)
             if capacity is None
             else parse_size(capacity, "capacity")
         )
-        self.spill_dir: str | Literal[False] | None = (
-            spill_dir if spill_dir in (None, False) else str(spill_dir)
-        )
+        self.spill_dir = _folder(spill_dir)
         self.huge_pages: HugePages = huge_pages
         if huge_pages is True:
             _try_huge_pages()
@@ -145,13 +155,32 @@ class ObjectStore(Exchange):
     # ---------------------------------------------------------------- objects out
 
     def wanted(self, buffer: memoryview) -> bool:
-        """Does a buffer travel out of band: through the store, or riding beside the pickle stream?"""
+        """Does a buffer travel out of band: through the store, or riding beside the pickle stream?
+
+        Raises
+        ------
+        RefError
+            It is shared by all processes, but lies in another store of this one, whose arenas the receiver does not
+            know: it would arrive as a private copy, and what is written into that would be lost without a word.
+        """
+        if len(stores) > 1 and self._is_shared_elsewhere(buffer):
+            raise RefError(
+                "an array of shmpool.empty, zeros or asarray is shared only through the store that it was made in, and "
+                "this is another: make it with store= the executor's, or send a copy of it (a.copy())"
+            )
         return buffer.nbytes >= self.config.ride_limit or not self._rides(buffer)
 
     def _rides(self, buffer: memoryview) -> bool:
         """Does a buffer ride in the message?  Small ones do, unless they are shared by all."""
         return buffer.nbytes < self.config.inline_limit and not (
             self._shared_views > 0 and self.located(buffer)
+        )
+
+    def _is_shared_elsewhere(self, buffer: memoryview) -> bool:
+        return any(
+            store.is_shared(np.frombuffer(buffer, np.uint8))
+            for store in list(stores)
+            if store is not self and store._shared_views and isinstance(store, ObjectStore)
         )
 
     def located(self, buffer: memoryview) -> bool:
@@ -210,14 +239,20 @@ class ObjectStore(Exchange):
                 return Payload(self, b"".join((b"\0", *stream)), [])
         return self._pack(stream, buffers, carried, epoch)
 
-    def _pack(
-        self,
-        stream: list[bytes | memoryview],
-        buffers: list[memoryview],
-        carried: list[Block],
-        epoch: Epoch | None,
-    ) -> Payload:
-        blocks = carried  # held already
+    def plan(
+        self, buffers: list[memoryview], blocks: list[Block], epoch: Epoch | None = None
+    ) -> Plan:
+        """What is to become of the buffers of a payload.  Nothing is copied yet.
+
+        Parameters
+        ----------
+        buffers : list
+        blocks : list
+            The payload's blocks, held already; those in which buffers were found are added, held.  If this fails, all
+            are let go of, and none is left in the list.
+        epoch : Epoch, optional
+            As for :meth:`dump`.
+        """
         spans: list[Span | None] = []
         to_copy: list[tuple[int, Bytes]] = []  # (index in spans, bytes)
         entries: dict[BlockKey, list[tuple[int, IntervalSet]]] = {}
@@ -245,11 +280,31 @@ class ObjectStore(Exchange):
                         self.let_go([block])
                     spans.append(Span(index, start, source.nbytes))
                     shared += source.nbytes
-            for group in _grouped(to_copy, self.config.own_block):
+        except BaseException:
+            self.let_go(blocks)
+            blocks.clear()
+            raise
+        return Plan(spans, _grouped(to_copy, self.config.own_block), riding, copied, shared)
+
+    def is_too_long(self, nbytes: int) -> bool:
+        """Does an encoded payload of this length go through the store, since it is too long for a message?"""
+        return nbytes > self.config.message_limit
+
+    def _pack(
+        self,
+        stream: list[bytes | memoryview],
+        buffers: list[memoryview],
+        carried: list[Block],
+        epoch: Epoch | None,
+    ) -> Payload:
+        blocks = carried  # held already
+        try:
+            spans, groups, riding, copied, shared = self.plan(buffers, blocks, epoch)
+            for group in groups:
                 self._write(group, blocks, spans, buffers, epoch)
             chunks = wire_form.encode(stream, blocks, spans, riding)  # type: ignore[arg-type]  # no None is left
             nbytes = sum(map(len, chunks))
-            if nbytes > self.config.message_limit:
+            if self.is_too_long(nbytes):
                 copied += nbytes
                 with self._books:
                     self._copied += nbytes
@@ -580,6 +635,20 @@ def _grouped(items: Iterable[tuple[int, Bytes]], own_block: int) -> list[list[tu
         else:
             small.append(item)
     return [*groups, small] if small else groups
+
+
+def _folder(spill_dir: object) -> str | Literal[False] | None:
+    if spill_dir is None or spill_dir is False:
+        return spill_dir
+    path = spill_dir.__fspath__() if isinstance(spill_dir, os.PathLike) else spill_dir
+    if not isinstance(path, str):
+        raise TypeError(
+            f"spill_dir must be a folder (a str or a path object), None for the temporary folder or False to spill "
+            f"nothing, not {spill_dir!r}"
+        )
+    if not path:
+        raise ValueError("spill_dir must be a folder, not ''; None means the temporary one")
+    return path
 
 
 def _try_huge_pages() -> None:

@@ -28,10 +28,19 @@ import socket
 import struct
 from collections import deque
 
+from shmpool.config import LONGEST_POLL
 from shmpool.errors import WireError
 from shmpool.wire.packets import Packets
 
-__all__ = ["MAX_PACKET", "ParentEnd", "WorkerEnd", "die_with", "have_die_with", "make_channel"]
+__all__ = [
+    "MAX_FDS",
+    "MAX_PACKET",
+    "ParentEnd",
+    "WorkerEnd",
+    "die_with",
+    "have_die_with",
+    "make_channel",
+]
 
 #: What is before an answer: its length, twice, so that something else that has got into the stream is not taken for the
 #: beginning of an answer, and the rest of it waited for.
@@ -46,9 +55,9 @@ MAX_PACKET = 204 * 1024
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _DESCRIPTORS_LOST = int(socket.MSG_CTRUNC)
 _CUT_SHORT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
-#: The kernel passes at most 253 descriptors at once (SCM_MAX_FD).
-_MAX_FDS = 253
-_FD_SPACE = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+#: The kernel passes at most 253 descriptors with a message (SCM_MAX_FD).
+MAX_FDS = 253
+_FD_SPACE = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 _F_SETSIG = getattr(fcntl, "F_SETSIG", 10)  # Linux's number
 
 
@@ -245,7 +254,7 @@ class ParentEnd:
             raise WireError(
                 "descriptors that came with its answer were lost: this process may open no more of them (RLIMIT_NOFILE)"
             )
-        if len(self.descriptors) > _MAX_FDS:
+        if len(self.descriptors) > MAX_FDS:
             raise WireError(f"{len(self.descriptors)} descriptors with one message")
         self._filled += got
         messages = self._messages()
@@ -322,12 +331,12 @@ class WorkerEnd:
         self._buffer: bytearray | None = None
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait at most so long for a message or the end of messages; False if neither came.  None: do not ask."""
+        """Wait at most so long or a day for a message or the end of messages; is there one?  None: do not ask."""
         if seconds is None:
             return True
         poller = select.poll()
         poller.register(self.calls, select.POLLIN)
-        return bool(poller.poll(seconds * 1000 + 1))
+        return bool(poller.poll(1000 * min(seconds, LONGEST_POLL) + 1))
 
     def wait_for_end(self, seconds: float) -> None:
         """Wait at most so long for the end of messages, whether there are any or not."""

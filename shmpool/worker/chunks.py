@@ -2,6 +2,10 @@
 
 The items of a chunk are the task's arguments, one by one: so large strings and object refs among them travel as they do
 in a call with one argument.
+
+What is there several times in a chunk, as an array or a ref that all its calls are given, is one object there: pickle
+makes it one, and a ref is decoded once for a chunk.  A call that writes into it shows that to those after it in the
+chunk, here as in the chunks of ``multiprocessing.Pool`` and ``ProcessPoolExecutor``.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from shmpool.memory.segment import Mode
-from shmpool.store.refs import ObjectRef
+from shmpool.store.refs import ObjectRef, Values
 
 __all__ = ["Chunk", "StarChunk"]
 
@@ -32,7 +36,11 @@ class Chunk:
 
     def __call__(self, *items: Any) -> list[Any]:
         """The results, one for each item."""
-        return list(map(self._fn, items))
+        results = list(map(self._fn, items))
+        if len(results) < len(items):
+            # It would end whatever iterates over results, as if there were no more.
+            raise RuntimeError(f"the call for {items[len(results)]!r:.100} raised StopIteration")
+        return results
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._fn,)
@@ -56,12 +64,12 @@ class StarChunk(Chunk):
 
     def __call__(self, *items: Iterable[Any]) -> list[Any]:
         """The results, one for each item."""
-        fn, mode = self._fn, self._mode
+        fn, values = self._fn, Values(self._mode)
         results = []
         for args in items:
             args = tuple(args)  # noqa: PLW2901  # the item may be read once only
             if ObjectRef in map(type, args):
-                args = [arg.get(mode) if type(arg) is ObjectRef else arg for arg in args]  # noqa: PLW2901
+                args = map(values.of, args)  # noqa: PLW2901
             results.append(fn(*args))
         return results
 

@@ -26,7 +26,7 @@ from shmpool.store import current
 from shmpool.store.blocks import ArenaInfo, Block
 from shmpool.store.heap import HugePages
 from shmpool.store.peer import Peer
-from shmpool.store.refs import ObjectRef
+from shmpool.store.refs import ObjectRef, Values
 from shmpool.store.store import ObjectStore, Payload
 from shmpool.wire import messages
 from shmpool.wire.channel import WorkerEnd, die_with
@@ -282,16 +282,8 @@ def _resolved(
     args: tuple[Any, ...], kwargs: dict[str, Any], mode: Mode
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Refs at the top level become their values, each decoded once."""
-    values: dict[int, Any] = {}
-
-    def value(arg: Any) -> Any:
-        if type(arg) is not ObjectRef:
-            return arg
-        if id(arg) not in values:
-            values[id(arg)] = arg.get(mode)
-        return values[id(arg)]
-
-    return tuple(map(value, args)), {name: value(arg) for name, arg in kwargs.items()}
+    values = Values(mode)
+    return tuple(map(values.of, args)), {name: values.of(arg) for name, arg in kwargs.items()}
 
 
 def _shown(result: object) -> str:

@@ -23,6 +23,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from typing import Any, Protocol
 
+from shmpool.config import LONGEST_POLL
 from shmpool.store.peer import Peer
 from shmpool.store.store import Payload
 from shmpool.wire.channel import ParentEnd, WorkerEnd, have_die_with, make_channel
@@ -147,12 +148,13 @@ class WorkerHandle:
             self._own_pidfd = False
 
     def wait(self, seconds: float | None, bell: int) -> bool:
-        """Wait for an answer, at most so long, or until the bell rings, or the worker has ended; is there an answer?"""
+        """Wait for an answer, at most so long or a day, until the bell rings or the worker has ended; is there one?"""
         if self._poller is None:
             self._poller = select.poll()
             for fd in (self.end.answers.fileno(), self.exited, bell):
                 self._poller.register(fd, select.POLLIN)
-        ready = dict(self._poller.poll(None if seconds is None else seconds * 1000))
+        milliseconds = None if seconds is None else 1000 * min(seconds, LONGEST_POLL)
+        ready = dict(self._poller.poll(milliseconds))
         return self.exited not in ready and self.end.answers.fileno() in ready
 
     def leave(self) -> None:

@@ -28,6 +28,7 @@ import time
 from multiprocessing import connection
 from typing import Any
 
+from shmpool.config import LONGEST_POLL
 from shmpool.errors import BrokenPoolError
 from shmpool.store.store import Payload
 from shmpool.wire.channel import WorkerEnd, die_with
@@ -187,7 +188,7 @@ class TemplateChild:
                 if self.sentinel < 0:
                     return
                 poller.register(self.sentinel, select.POLLIN)
-            ready = poller.poll(None if left is None else left * 1000)
+            ready = poller.poll(None if left is None else 1000 * min(left, LONGEST_POLL))
             if ready:
                 self._read_status()
             elif left == 0:
@@ -222,6 +223,22 @@ class TemplateChild:
     def __del__(self) -> None:
         if self.sentinel >= 0 and os is not None:  # at interpreter exit modules are emptied
             os.close(self.sentinel)
+
+
+class _Status:
+    """In a worker: its copy of the pipe that tells of its end.
+
+    Should the template be killed, the pipe hangs up when the worker ends: unless processes that its tasks have forked
+    hold it open, which may stay.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        guard_when_forked(self)
+
+    def close_when_forked(self) -> None:
+        """In a child of the worker: close the copy."""
+        os.close(self._fd)
 
 
 def _exit_descriptor(process: Any) -> int:
@@ -259,7 +276,8 @@ def _serve(
     lowered = False
     children: dict[int, tuple[Any, int]] = {}  # by what tells of their end: process, status pipe
 
-    def forked(channel: list[int]) -> None:
+    def forked(channel: list[int], status: int) -> None:
+        kept = _Status(status)  # for as long as the worker runs
         requests.close()
         for fd in (lifeline, *children, *(status for _, status in children.values())):
             os.close(fd)
@@ -268,6 +286,7 @@ def _serve(
             signal.signal(signal.SIGCHLD, on_child)
         multiprocessing.process._parent_process = parent  # type: ignore[attr-defined]  # unknown to typeshed
         main(end_from_fds(*channel), initializer, settings)
+        del kept
 
     while True:
         for ready in connection.wait([requests, *children]):
@@ -286,7 +305,7 @@ def _serve(
                 lower_libraries(settings.threads)
                 lowered = True
             *channel, status = fds
-            process = context.Process(target=forked, args=(channel,))
+            process = context.Process(target=forked, args=(channel, status))
             _give_number(process, *_NUMBER.unpack(request))
             try:
                 process.start()

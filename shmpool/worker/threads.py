@@ -179,7 +179,9 @@ def lower_libraries(threads: int | None) -> list[Callable[[], object]]:
     return undo
 
 
-_forking = threading.Lock()  # held while libraries are lowered for the sake of children
+#: Held while libraries are lowered for the sake of children.  Reentrant: a finalizer of the user's may run meanwhile,
+#: in the same thread, and have another executor start its workers.
+_forking = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -190,6 +192,7 @@ def lowered_libraries(threads: int | None) -> Iterator[None]:
     """
     with _forking:
         pid = os.getpid()
+        outer = _to_repeat[:]
         undo = lower_libraries(threads)
         try:
             yield
@@ -197,11 +200,12 @@ def lowered_libraries(threads: int | None) -> Iterator[None]:
             if os.getpid() == pid:
                 for function in undo:
                     function()
+                _to_repeat[:] = outer
 
 
 def _renew_lock() -> None:
     global _forking
-    _forking = threading.Lock()
+    _forking = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_renew_lock)

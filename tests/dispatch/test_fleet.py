@@ -13,14 +13,34 @@ from support import wait_until
 
 from shmpool import ObjectStore, ShmExecutor
 from shmpool.config import Config
+from shmpool.dispatch import fleet
 from shmpool.dispatch.fleet import Fleet
 from shmpool.dispatch.task import Task
+from shmpool.wire.channel import MAX_FDS
 from shmpool.wire.messages import Notice, encode
 from shmpool.worker.process import WorkerHandle
 
 
 def ones(number: int) -> np.ndarray:
     return np.ones(number)
+
+
+def total(arrays: list[np.ndarray]) -> float:
+    return float(sum(array.sum() for array in arrays))
+
+
+def test_a_task_with_arrays_of_more_arenas_than_a_message_can_introduce(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert MAX_FDS == 253, "what the kernel allows"
+    monkeypatch.setattr(fleet, "MAX_FDS", 3)
+    with ShmExecutor(2, "fork", max_tasks_per_child=1) as executor:
+        arrays = list(executor.map(ones, [20_000] * 10))  # each made by another worker
+        assert len({id(a.base) for a in arrays}) == 10
+        for _ in range(2):
+            assert executor.submit(total, arrays).result(SOON) == 200_000
+        assert executor.stats().workers_died == 0
+        del arrays
 
 
 def wait_for(file: str) -> None:

@@ -206,3 +206,17 @@ def test_after_an_error_imap_goes_on(pool: Pool) -> None:
     with pytest.raises(KeyError):
         next(results)
     assert list(results) == [3, 4]
+
+
+def stop_at_three(i: int) -> int:
+    if i == 3:
+        raise StopIteration
+    return i
+
+
+@pytest.mark.parametrize("chunksize", [1, 5])
+def test_a_task_that_raises_stop_iteration_does_not_shorten_the_results(chunksize: int) -> None:
+    with Pool(1) as pool:
+        with pytest.raises((StopIteration, RuntimeError), match=r"3|^$"):
+            pool.map(stop_at_three, range(10), chunksize)
+        assert pool.map(stop_at_three, range(3), chunksize) == [0, 1, 2]

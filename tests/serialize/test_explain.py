@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import functools
 import io
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 from libraries import CONTIGUOUS, INLINE, SAMPLES, ZERO_COPY, make
 
+from shmpool.config import Config
 from shmpool.errors import SerializationError
-from shmpool.serialize import custom, tracing
-from shmpool.serialize.explain import Explanation, explain
+from shmpool.serialize import custom, tracing, words
+from shmpool.serialize.explain import Explanation, Way, explain
 from shmpool.serialize.mainmodule import MainModule
 from shmpool.serialize.pickling import OBJECT, Pickling
 
@@ -23,8 +25,20 @@ LIMIT = 4096
 BIG = np.arange(10_000.0)
 
 
-def told(obj, name="obj", *, located=lambda _: False, limit=LIMIT):
-    return explain(obj, name, located=located, inline_limit=limit, quiet=True)
+def told(obj, name="obj", *, located=lambda _: False, ticket=None, quiet=True, file=None):
+    def way(stream, buffers):
+        ways = ["shared" if located(buffer) else "copied" for buffer in buffers]
+        return Way(ways, sum(map(len, stream)), ticket)
+
+    return explain(
+        obj,
+        name,
+        wanted=lambda buffer: buffer.nbytes >= LIMIT,
+        way=way,
+        config=Config(inline_limit=LIMIT),
+        quiet=quiet,
+        file=file,
+    )
 
 
 def ways(explanation):
@@ -201,7 +215,9 @@ class PicklesItself:
 def test_what_a_reduction_makes_belongs_to_the_object_with_its_own_reason():
     explanation = told([MakesArrays(BIG.copy)])
     assert ways(explanation) == {"obj[0]": "copied"}
-    assert find(explanation, "obj[0]").type_name == "test_explain.MakesArrays"
+    part = find(explanation, "obj[0]")
+    assert part.type_name == "test_explain.MakesArrays"
+    assert part.reason == "made when it is pickled, and written each time"
     explanation = told([MakesArrays(lambda: BIG[::2])])
     assert find(explanation, "obj[0]").reason.startswith("not contiguous")
     explanation = told([MakesArrays(lambda: BIG.astype(object))])
@@ -210,6 +226,64 @@ def test_what_a_reduction_makes_belongs_to_the_object_with_its_own_reason():
     part = find(explanation, "obj[0]")
     assert part.how == "inline"
     assert part.reason.startswith("a pickle stream of its own")
+
+
+@pytest.mark.parametrize(
+    ("obj", "reason"),
+    [
+        (BIG[:], "not in the store yet: written once, read without a copy"),
+        (BIG.reshape(100, -1).T, "not in the store yet: written once, read without a copy"),
+        (BIG[::2], "not contiguous: made contiguous, and written"),
+        (np.broadcast_to(BIG, (3, BIG.size)), "not contiguous: made contiguous, and written"),
+        (array.array("d", BIG), "not in the store yet: written, and copied on arrival"),
+        ("x" * 2_000_000, "not in the store yet: written, and copied on arrival"),
+        ("\xe9" * 2_000_000, "not in the store yet: written, and copied on arrival"),
+    ],
+    ids=["slice", "transposed", "strided", "broadcast", "array.array", "long text", "UTF-8"],
+)
+def test_why_buffers_are_copied(obj, reason):
+    explanation = told({"it": obj})
+    part = find(explanation, "obj['it']")
+    assert (part.how, part.reason, part.type_name) == ("copied", reason, words.type_name(obj))
+    assert part.nbytes == dump({"it": obj})[1][0]
+
+
+def test_parts_of_tables_that_pandas_makes_contiguous_are_said_to_be():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(np.zeros((5000, 4)))
+    for part in (frame.iloc[10:], frame.iloc[::2], frame.T.iloc[:, 10:]):
+        assert "written once" in max(told(part.copy()).parts, key=lambda p: p.nbytes).reason
+        values = part._mgr.blocks[0].values
+        reason = max(told(part).parts, key=lambda p: p.nbytes).reason
+        is_contiguous = values.flags.forc
+        assert reason.startswith("not in the store" if is_contiguous else "not contiguous"), part
+
+
+@pytest.mark.parametrize("obj", [None, 5, 2.5, True, ..., NotImplemented, int, "", b"", (), {}])
+def test_the_smallest_objects_have_an_explanation_too(obj):
+    explanation = told(obj, quiet=False)
+    assert [part.path for part in explanation.parts] == ["obj"]
+    assert explanation.bytes_inline == dump(obj)[0]
+
+
+def test_what_is_too_long_for_a_message_is_copied_with_all_that_would_ride_in_it():
+    obj = {"b": b"x" * 100_000, "small": np.zeros(10), "a": BIG}
+    explanation = told(obj, ticket=57)
+    assert [(part.path, part.how) for part in explanation.parts] == [
+        ("obj['b']", "copied"),
+        ("obj['small']", "copied"),
+        ("obj['a']", "copied"),
+        ("obj", "copied"),
+        ("obj", "inline"),
+    ]
+    length, buffers = dump(obj)
+    assert explanation.bytes_copied == length + sum(buffers)
+    assert explanation.bytes_inline == explanation.parts[-1].nbytes == 57
+    reason = find(explanation, "obj['b']").reason
+    limit = f"{Config().message_limit:,}"
+    assert reason.startswith("bytes pickles in band; a message of more than")
+    assert f"more than {limit} bytes is copied into the store" in reason
+    assert "written once" in find(explanation, "obj['a']").reason
 
 
 def test_registered_serializers_are_followed(monkeypatch):
@@ -280,17 +354,17 @@ def test_explaining_copies_nothing_big():
 
 def test_the_table_is_printed_and_returned(capsys):
     obj = {"a": BIG, "b": BIG[::2]}
-    explanation = explain(obj, located=lambda _: False, inline_limit=LIMIT)
+    explanation = told(obj, quiet=False)
     printed = capsys.readouterr().out
     assert printed == f"{explanation}\n"
     lines = printed.splitlines()
     assert lines[0].startswith("80,000  copied  obj['a']  numpy.ndarray  not in the store yet")
     assert lines[1].startswith("40,000  copied  obj['b']")
     assert "not contiguous: made contiguous" in lines[1]
-    assert lines[3].startswith("0 bytes shared, 120,000 copied once, ")
+    assert lines[3].startswith("0 bytes shared, 120,000 copied, ")
     assert "- obj['b']: send the array that it is a view of" in lines[5]
     out = io.StringIO()
-    explain(obj, located=lambda _: False, inline_limit=LIMIT, file=out)
+    told(obj, quiet=False, file=out)
     assert out.getvalue() == printed
     assert capsys.readouterr().out == ""
 

@@ -60,7 +60,7 @@ def careful(monkeypatch) -> list[object]:
 
 
 def there_and_back(plain: Pickling, obj: object) -> object:
-    stream, buffers = plain.dumps(obj, OBJECT)
+    stream, buffers = plain.dumps(obj, RESULT)
     return loads(b"".join(stream), buffers)
 
 

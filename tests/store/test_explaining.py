@@ -42,6 +42,8 @@ def test_a_ref_inside_is_a_few_bytes(store):
     assert explanation.bytes_copied == 0
     assert explanation.bytes_inline < 1000
     assert travelling.carried is None
+    del explanation
+    assert store.live_blocks() == 1
     with pytest.raises(RefError):
         ref.__reduce__()
 
@@ -52,4 +54,4 @@ def test_the_process_wide_store_is_the_default(store, monkeypatch, capsys):
     explain(stored)
     out = capsys.readouterr().out
     assert out.startswith("800,000  shared  obj  numpy.ndarray  in the store already")
-    assert "800,000 bytes shared, 0 copied once" in out
+    assert "800,000 bytes shared, 0 copied" in out

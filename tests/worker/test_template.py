@@ -52,6 +52,34 @@ def test_a_worker_that_was_forked_on_request_looks_like_a_process_of_multiproces
     assert process.exitcode == -signal.SIGTERM
 
 
+def die_and_leave_a_child_behind(file: str) -> None:
+    pid = os.fork()
+    if not pid:
+        while True:
+            signal.pause()
+    Path(file).write_text(str(pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_end_of_a_worker_is_noticed_although_its_template_is_dead_and_its_child_lives(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "child"
+    with ShmExecutor(1, "fork") as executor:
+        replace_the_worker(executor)
+        worker = executor.submit(os.getpid).result(SOON)
+        template = executor._launcher._template
+        assert template is not None
+        template._process.kill()
+        template._process.join()
+        try:
+            future = executor.submit(die_and_leave_a_child_behind, str(file))
+            assert isinstance(future.exception(SOON), WorkerDiedError)
+            assert executor.submit(os.getpid).result(SOON) != worker
+        finally:
+            os.kill(int(file.read_text()), signal.SIGKILL)
+
+
 def test_a_process_that_was_closed_while_it_ran_is_not_waited_for() -> None:
     with ShmExecutor(1, "fork") as executor:
         replace_the_worker(executor)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from executor_tasks import METHODS, PYTHON, SOON, run, write_script
+from executor_tasks import METHODS, PYTHON, SOON, run, run_script, write_script
 from support import TIMEUNIT
 
 import shmpool
@@ -249,3 +249,29 @@ def test_a_library_that_cannot_be_limited_is_left_alone(
     assert threads.lower_libraries(1) == []
     with shmpool.ShmExecutor(1, "fork") as executor:
         assert executor.submit(abs, -1).result(SOON) == 1
+
+
+FINALIZER = """
+from shmpool import ShmExecutor
+from shmpool.worker.launch import Launcher
+
+class Garbage:
+    def __del__(self):
+        print(other.submit(abs, -5).result(60))
+
+original = Launcher._start_template
+
+def start_template(launcher):  # when the first workers have been forked, and libraries are lowered
+    Launcher._start_template = original
+    Garbage()
+    return original(launcher)
+
+if __name__ == "__main__":
+    Launcher._start_template = start_template
+    with ShmExecutor(1, "fork") as other, ShmExecutor(1, "fork") as executor:
+        print(executor.submit(abs, -1).result(60))
+"""
+
+
+def test_a_finalizer_may_start_an_executor_while_another_one_starts(tmp_path: Path) -> None:
+    assert run_script(tmp_path, FINALIZER, "fork") == "5\n1\n"
