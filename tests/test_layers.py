@@ -111,6 +111,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "arrivals",
         "imap",
         "core",
+        "unfinished",
         "process",
         "pool",
         "context",

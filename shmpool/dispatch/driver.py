@@ -108,6 +108,15 @@ class Driver:
         """Is the last worker gone, or was it shut down before there was one?"""
         return self._lifetime.finished
 
+    @property
+    def ends_late(self) -> bool:
+        """At interpreter exit somebody else ends it, later than the others."""
+        return self._rounds.ends_late
+
+    def end_late(self) -> None:
+        """Somebody else ends it; to be called before the start."""
+        self._rounds.ends_late = True
+
     # ---------------------------------------------------------------- tasks
 
     def start_all(self) -> None:
@@ -132,7 +141,7 @@ class Driver:
             raise BrokenPoolError(self._foreman.broken)
         if self._machine.closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        if living.is_exiting():
+        if living.is_exiting(self):
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
         if os.getpid() != self.pid:
             raise RuntimeError(

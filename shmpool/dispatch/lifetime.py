@@ -120,6 +120,8 @@ class Lifetime:
             foreman.start_first()
             fleet.starter = make_later()
             thread = JoinableThread(self._run, "shmpool-dispatcher")
+            if self._rounds.ends_late:
+                thread.daemon = True  # else threading would wait for it
         except BaseException:
             self._unstart(fleet)
             raise

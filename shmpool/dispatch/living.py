@@ -1,4 +1,9 @@
-"""The drivers of this process that have a thread: at interpreter exit they are told to finish, and waited for."""
+"""The drivers of this process that have a thread: at interpreter exit they are told to finish, and waited for.
+
+As in ``concurrent.futures``, that is when the main thread has ended, and before others that are no daemons are waited
+for: whoever submits in one of those is told that it is too late.  Pools go on until these have ended, too, and for the
+program's exit handlers: their drivers are left alone here (``ends_late``), and whoever has them ends them.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +16,22 @@ from typing import Protocol
 
 from shmpool.dispatch.counts import Counts
 
-__all__ = ["Living", "is_exiting", "register", "total_counts", "unregister"]
+__all__ = ["EndsLate", "Living", "is_exiting", "register", "total_counts", "unregister"]
 
 
-class Living(Protocol):
+class EndsLate(Protocol):
+    """May end after the others."""
+
+    @property
+    def ends_late(self) -> bool: ...  # noqa: D102  # documented at the driver, as are the others
+
+
+class Living(EndsLate, Protocol):
     """What is known of a driver here."""
 
     counts: Counts
 
-    def wake(self) -> None: ...  # noqa: D102  # documented there, as are the others
+    def wake(self) -> None: ...  # noqa: D102
     def begin_no_more(self) -> None: ...  # noqa: D102
     def wait_for_end(self) -> None: ...  # noqa: D102
 
@@ -30,9 +42,9 @@ _running_lock = threading.Lock()  # guards _running and _past
 _exiting = False
 
 
-def is_exiting() -> bool:
+def is_exiting(driver: EndsLate) -> bool:
     """Is the interpreter about to end, so that nothing new may begin?"""
-    return _exiting
+    return _exiting and not driver.ends_late
 
 
 def register(driver: Living) -> None:
@@ -62,7 +74,7 @@ def _at_exit() -> None:
     global _exiting
     _exiting = True
     with _running_lock:
-        running = list(_running)
+        running = [driver for driver in _running if not driver.ends_late]
     interrupted = _was_interrupted()
     for driver in running:
         if interrupted:
@@ -86,14 +98,18 @@ def _was_interrupted() -> bool:
 
 
 def _after_fork_in_child() -> None:
-    global _past, _running_lock
+    global _past, _running_lock, _exiting
+    _exiting = False  # a pool may fork when the main thread has ended
     _running.clear()
     _past = Counts()
     _running_lock = threading.Lock()
 
 
 # As concurrent.futures does: it must happen before threading waits for non-daemon threads.
-threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+try:
+    threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+except RuntimeError:
+    _exiting = True  # it has happened: too late for an executor, but not for a pool
 # A child of multiprocessing waits for its own children, our workers, before it comes to threading's hooks.
 util.Finalize(None, _at_exit, exitpriority=10)
 util.register_after_fork(_at_exit, partial(util.Finalize, None, exitpriority=10))

@@ -39,6 +39,8 @@ class Rounds:
     ----------
     abandoned : bool
         Nobody can submit any more: to finish, and then end.  May be set by anybody, who then wakes it up.
+    ends_late : bool
+        At interpreter exit somebody else ends it, later.  To be set before the start.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Rounds:
         self._idle_timeout = idle_timeout
         self._next_sweep = math.inf  # by time.monotonic
         self.abandoned = False
+        self.ends_late = False
 
     def run(self) -> None:
         """Go on until the last worker is gone."""
@@ -82,7 +85,7 @@ class Rounds:
             if self._store.give_back_if_idle():
                 with lock:
                     foreman.tell_idle()
-            if self.abandoned or living.is_exiting():
+            if self.abandoned or living.is_exiting(self):
                 with lock:
                     failures = foreman.close()
                 settle(failures)

@@ -110,6 +110,11 @@ class Pool(
         super().__init__(*args, **kwargs)
         opened["Pool"] += 1
 
+    def __del__(self) -> None:
+        # Else shmpool's class could not be loaded, and there is nothing to warn of.
+        if hasattr(self, "_state"):
+            super().__del__()
+
 
 class ProcessPoolExecutor(
     _StandIn,

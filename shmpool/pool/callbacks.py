@@ -2,7 +2,8 @@
 
 In multiprocessing they run in the thread that handles the results, so that one that raises, or that waits for another
 result, stops the pool.  Here it does not: the thread only calls back, what a callback raises is logged, and a callback
-may use the pool.  The thread is there while results with callbacks are to come, and a little longer.
+may use the pool.  The thread is there while results with callbacks are to come, and a little longer.  (Where the main
+thread has ended, and Python starts no others any more, they run where the result arrives, as in multiprocessing.)
 
 This object knows neither pool nor executor: results hold it, and shall keep neither alive.
 """
@@ -13,6 +14,7 @@ import logging
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from threading import main_thread
 from typing import Any, Protocol
 
 from shmpool.interrupts import JoinableThread
@@ -53,33 +55,48 @@ class Callbacks:
         self._lock = threading.Lock()
         self._has_thread = False  # or is about to
         self._thread: JoinableThread | None = None
-        self._expected = 0
+        self._expected: set[HasCallbacks] = set()
         self._arrived: SimpleQueue[HasCallbacks | None] = SimpleQueue()
+        self._is_direct = False  # there can be no thread any more
 
-    def expect(self) -> None:
-        """A result with callbacks will arrive."""
+    def expect(self, result: HasCallbacks) -> None:
+        """It will arrive."""
         with self._lock:
-            self._expected += 1
+            self._expected.add(result)
             had_thread, self._has_thread = self._has_thread, True
         if not had_thread:
-            self._start()
+            self._start(result)
 
-    def _start(self) -> None:
+    def expected(self) -> list[HasCallbacks]:
+        """Those that have not arrived yet, or whose callback has not returned."""
+        with self._lock:
+            return list(self._expected)
+
+    def _start(self, result: HasCallbacks) -> None:
         thread = JoinableThread(self._run, "shmpool-callbacks")
         thread.daemon = True
         self._thread = thread
         try:
             thread.start()
-        except BaseException:
-            with self._lock:
-                self._expected -= 1
-                self._has_thread = False
+        except BaseException as error:
+            self._thread = None
             thread.give_up()
-            raise
+            self._is_direct = isinstance(error, RuntimeError) and not main_thread().is_alive()
+            with self._lock:
+                self._has_thread = False
+                if not self._is_direct:
+                    self._expected.discard(result)
+            if not self._is_direct:
+                raise
 
     def arrived(self, result: HasCallbacks) -> None:
         """Here it is."""
-        self._arrived.put(result)
+        if self._is_direct:
+            self._call(result)
+            with self._lock:
+                self._expected.discard(result)
+        else:
+            self._arrived.put(result)
 
     def join(self) -> None:
         """Wait until the callbacks of all expected results have returned; not if this is one."""
@@ -102,7 +119,8 @@ class Callbacks:
             if result is not None:
                 self._call(result)
             with self._lock:
-                self._expected -= result is not None
+                if result is not None:
+                    self._expected.discard(result)
                 if result is None and not self._expected:
                     self._thread, self._has_thread = None, False
                     return

@@ -7,7 +7,8 @@ States, as in multiprocessing::
 
 A closed pool finishes what it was given: the executor is shut down when the last reader has ended.  A terminated one
 finishes nothing; who waits for a result gets an error.  At interpreter exit all pools are terminated, as in
-multiprocessing: a script does not wait for what it did not wait for.
+multiprocessing: a script does not wait for what it did not wait for.  That is after all threads that are no daemons
+have ended, and after the program's own exit handlers, which may use pools.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import threading
 import weakref
 from collections import deque
+from multiprocessing import util
 from multiprocessing.pool import CLOSE, RUN, TERMINATE
 
 from shmpool.dispatch.driver import Driver
@@ -50,6 +52,8 @@ class Core:
     """
 
     def __init__(self, executor: ShmExecutor) -> None:
+        executor._driver.end_late()
+        executor._start_all_workers()
         self.executor = executor
         self.callbacks = Callbacks()
         self.state: str = RUN
@@ -60,6 +64,7 @@ class Core:
         self._last_workers: list[ProcessLike] = []
         self._pid = os.getpid()
         _living[executor._driver] = self.callbacks
+        _end_at_exit()
 
     def check(self) -> None:
         """Raise unless tasks may be submitted."""
@@ -180,5 +185,19 @@ def _at_exit() -> None:
             _end_workers(driver)
 
 
-# Later than the dispatcher's, so called before it: that one waits for all tasks.
-threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+_finalizer: util.Finalize | None = None
+
+
+def _end_at_exit() -> None:
+    """Have the pools of this process ended when multiprocessing would end its own."""
+    global _finalizer
+    if _finalizer is None or not _finalizer.still_active():
+        _finalizer = util.Finalize(None, _at_exit, exitpriority=15)
+
+
+def _after_fork_in_child() -> None:
+    global _finalizer
+    _finalizer = None  # it is of the parent
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -118,8 +118,16 @@ class Reader:
             read_on = partial(_read_on, rest, self.window, weakref.ref(self))
             thread = JoinableThread(read_on, "shmpool-imap")
             thread.daemon = True
-            thread.start()
-            self._thread = thread
+            try:
+                thread.start()
+            except RuntimeError:
+                if threading.main_thread().is_alive():
+                    raise
+                # So late, some Pythons start no thread any more: all is read now, as multiprocessing does at any time.
+                self.window.remove_limits()
+                read_on()
+            else:
+                self._thread = thread
         except Exception as error:
             self.end(without_frames(error))
         finally:

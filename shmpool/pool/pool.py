@@ -16,6 +16,7 @@ from shmpool.pool.imap import INERT, IMapIterator, IMapUnorderedIterator, Reader
 from shmpool.pool.outcomes import outcome_of, without_frames
 from shmpool.pool.process import WorkerContext
 from shmpool.pool.results import AsyncResult, MapResult
+from shmpool.pool.unfinished import TaskQueue, unfinished
 from shmpool.pool.window import Window
 from shmpool.progress import Bar
 from shmpool.store.store import ObjectStore
@@ -88,7 +89,6 @@ class Pool(multiprocessing.pool.Pool):
             processes, WorkerContext(self._ctx), initializer, tuple(initargs),
             max_tasks_per_child=maxtasksperchild, mmap_mode=mmap_mode, store=store,
         )  # fmt: skip
-        executor._start_all_workers()
         self._core = Core(executor)
         self._executor = executor
         # Third parties read these, as well as _ctx, _pool and _state.
@@ -117,6 +117,16 @@ class Pool(multiprocessing.pool.Pool):
     def _pool(self) -> list[ProcessLike]:
         """The worker processes, all there from the beginning."""
         return [] if self._core is None else self._core.workers
+
+    @property
+    def _cache(self) -> dict[int, AsyncResult]:
+        """What is under way, for programs that wait until that is little: multiprocessing has it by this name."""
+        return {} if self._core is None else unfinished(self._core)
+
+    @property
+    def _taskqueue(self) -> TaskQueue:
+        """What no worker has been sent, for programs that wait until that is little: ``_taskqueue.qsize()``."""
+        return TaskQueue(self._core)
 
     def _check_running(self) -> Core:
         core = self._core
@@ -258,7 +268,7 @@ class Pool(multiprocessing.pool.Pool):
         bar = self._executor._bar((iterable,))
         return MapResult(
             self._submit_all(func, iterable, chunksize, star, bar),
-            core.callbacks, callback, error_callback, chunked=chunksize > 1, bar=bar,
+            core.callbacks, callback, error_callback, length=len(iterable), chunksize=chunksize, bar=bar,
         )  # fmt: skip
 
     def _submit_all(

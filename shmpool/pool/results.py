@@ -56,7 +56,7 @@ class AsyncResult(stdlib.ApplyResult[Any]):
             self._called = threading.Event()
             self._callback, self._error_callback = callback, error_callback
             self._left = len(futures)
-            callbacks.expect()
+            callbacks.expect(self)
             for future in futures:
                 future.add_done_callback(self._one_done)
 
@@ -136,6 +136,23 @@ class AsyncResult(stdlib.ApplyResult[Any]):
     def _collect(self, futures: list[Future[Any]]) -> Outcome:
         return outcome_of(futures[0], self._callbacks)
 
+    # ---------------------------------------------------------------- what is private in multiprocessing, and read
+
+    @property
+    def _success(self) -> bool:
+        """For programs that look at it instead of asking ``successful()``; not there before the result, as there."""
+        return self._outcome_if_ready("_success").ok
+
+    @property
+    def _value(self) -> Any:
+        """For programs that look at results without raising what they raise: that is the value then, as there."""
+        return self._outcome_if_ready("_value").value
+
+    def _outcome_if_ready(self, name: str) -> Outcome:
+        if not self.ready():
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r} yet")
+        return self._take()
+
     # ---------------------------------------------------------------- callbacks
 
     def _one_done(self, _future: Future[Any]) -> None:
@@ -165,8 +182,10 @@ class MapResult(AsyncResult, stdlib.MapResult[Any]):
     ----------
     futures, callbacks, callback, error_callback :
         As for :class:`AsyncResult`.
-    chunked : bool
-        The results of the tasks are lists, to be joined.
+    length : int
+        So many items there are.
+    chunksize : int
+        So many of them make one task: if more than one, the results of the tasks are lists, to be joined.
     bar : Bar, optional
         Shows their progress.
     """
@@ -178,16 +197,18 @@ class MapResult(AsyncResult, stdlib.MapResult[Any]):
         callback: Callback | None = None,
         error_callback: Callback | None = None,
         *,
-        chunked: bool,
+        length: int,
+        chunksize: int,
         bar: Bar | None = None,
     ) -> None:
-        self._chunked = chunked
+        self._length = length
+        self._chunksize = chunksize
         self._bar = bar
         super().__init__(futures, callbacks, callback, error_callback)
 
     def _collect(self, futures: list[Future[Any]]) -> Outcome:
         values: list[Any] = []
-        add = values.extend if self._chunked else values.append
+        add = values.extend if self._chunksize > 1 else values.append
         failed: Outcome | None = None
         for future in futures:
             if failed is not None:
@@ -201,3 +222,35 @@ class MapResult(AsyncResult, stdlib.MapResult[Any]):
         if self._bar is not None:
             self._bar.finish()
         return failed or Outcome(True, values)
+
+    # ---------------------------------------------------------------- what is private in multiprocessing, and read
+
+    @property
+    def _number_left(self) -> int:
+        """So many chunks are not done: there is no other way to draw a bar for ``map_async``."""
+        return sum(not future.done() for future in self._futures)
+
+    @property
+    def _success(self) -> bool:
+        """For programs that ask whether anything has failed so far, as there."""
+        if self.ready():
+            return self._take().ok
+        return not any(map(_has_failed, self._futures))
+
+    @property
+    def _value(self) -> Any:
+        """For programs that look at what is there so far: a list with None for what is not, as there."""
+        futures = self._futures
+        if self.ready():
+            return self._take().value
+        values = [None] * self._length
+        for start, future in zip(range(0, self._length, self._chunksize), futures, strict=False):
+            if future.done() and not _has_failed(future):
+                result = future.result()
+                part = result if self._chunksize > 1 else [result]
+                values[start : start + len(part)] = part
+        return values
+
+
+def _has_failed(future: Future[Any]) -> bool:
+    return future.done() and (future.cancelled() or future.exception() is not None)

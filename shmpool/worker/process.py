@@ -171,6 +171,7 @@ class WorkerHandle:
 
     def close(self) -> None:
         """Close the channel and the rest; the worker, if it is alive, dies."""
+        settle_end(self.process)
         self.end.close()
         forget_when_forked(self.end)
         if self._own_pidfd:
@@ -268,6 +269,22 @@ def forget_when_forked(item: _Guarded) -> None:
     """``item`` has been closed."""
     _guarded.discard(item)
 
+
+def settle_end(process: Any) -> None:
+    """Have a process that was joined count as ended, although nobody can know any more how.
+
+    So it is where SIGCHLD is ignored, as some supervisors have it, or where a handler of the user's waits for whatever
+    has ended.  multiprocessing then takes the process for one that runs, for ever: it stays among
+    ``active_children()``, and cannot be closed.
+    """
+    popen = getattr(process, "_popen", None)
+    if popen is not None and process.exitcode is None:
+        popen.returncode = _UNKNOWN
+        process.join()
+
+
+#: As forkserver's children have it.
+_UNKNOWN = 255
 
 _children: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 

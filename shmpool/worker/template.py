@@ -5,14 +5,19 @@ deadlock the child in a lock that another thread held, and the child would see t
 is forked together with the first workers.  It has one thread, runs nothing of the user's, and forks a worker each time
 it is asked: so replacements are the same as the first workers were.
 
-A request is one byte with four descriptors: the worker's end of a channel, and a pipe through which the template
-reports the worker's exit code, since only it can wait for the worker.  The reply is the worker's pid.  The template
-ends when its socket closes, and is killed with its parent like a worker.
+A request is the worker's number with four descriptors: the worker's end of a channel, and a pipe through which the
+template reports the worker's exit code, since only it can wait for the worker.  The reply is the worker's pid and name.
+The template ends when its socket closes, and is killed with its parent like a worker.
+
+Programs ask a worker who it is, and choose a device by that (``current_process()._identity[0] % devices``, or the
+number in its name).  So workers are numbered, and named, as if the parent had forked them, and their
+``parent_process()`` is that one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing.process
 import os
 import select
 import signal
@@ -35,13 +40,18 @@ from shmpool.worker.process import (
     forget_as_child_when_forked,
     forget_when_forked,
     guard_when_forked,
+    settle_end,
 )
 from shmpool.worker.threads import lower_libraries
 
 __all__ = ["Template"]
 
+_NUMBER = struct.Struct("<q")
 _PID = struct.Struct("<i")
 _EXITCODE = struct.Struct("<i")
+#: How a reply begins, and how long it may be.
+_FORKED, _FAILED = b"+", b"-"
+_LONGEST = 1024
 
 
 class Template:
@@ -68,6 +78,8 @@ class Template:
             with held_back("fork"):
                 self._process.start()
             forget_as_child_when_forked(self._process)
+            # The template is nobody's worker: its number goes to the first that it forks, so that none is left out.
+            self._number: int | None = self._process._identity[-1]
         except BaseException:
             self._close_descriptors()
             raise
@@ -89,9 +101,11 @@ class Template:
         try:
             calls, answers, lifeline = end.parts()
             socket.send_fds(
-                self._socket, [b"f"], [calls.fileno(), answers.fileno(), lifeline, status_out]
+                self._socket,
+                [_NUMBER.pack(self._next_number())],
+                [calls.fileno(), answers.fileno(), lifeline, status_out],
             )
-            reply = self._socket.recv(64)
+            reply = self._socket.recv(_LONGEST)
         except ConnectionError:
             reply = b""
         except BaseException:
@@ -99,19 +113,29 @@ class Template:
             raise
         finally:
             os.close(status_out)
-        if len(reply) != _PID.size:
-            os.close(status)
-            if not reply:
-                raise BrokenPoolError("the template process, which forks workers, is gone")
-            number, _, why = reply.decode().partition(" ")
-            raise OSError(int(number), f"the template process could not fork a worker: {why}")
-        return TemplateChild(_PID.unpack(reply)[0], status), None
+        what, said = reply[:1], reply[1:]
+        if what == _FORKED:
+            (pid,) = _PID.unpack_from(said)
+            return TemplateChild(pid, said[_PID.size :].decode(errors="replace"), status), None
+        os.close(status)
+        if not what:
+            raise BrokenPoolError("the template process, which forks workers, is gone")
+        number, _, why = said.decode(errors="replace").partition(" ")
+        raise OSError(int(number), f"the template process could not fork a worker: {why}")
+
+    def _next_number(self) -> int:
+        """The number of the next process that this one starts; it counts as started."""
+        number, self._number = self._number, None
+        if number is None:
+            number = next(multiprocessing.process._process_counter)  # type: ignore[attr-defined]  # unknown to typeshed
+        return number
 
     def close(self) -> None:
         """End the template process; its workers must have ended before."""
         self._close_descriptors()
         self._process.kill()  # whatever a signal handler of the user's may have made of it
         self._process.join()
+        settle_end(self._process)
         self._process.close()  # its descriptors, although the executor may be kept
 
     def close_when_forked(self) -> None:
@@ -131,9 +155,9 @@ class TemplateChild:
 
     daemon = False
 
-    def __init__(self, pid: int, status: int) -> None:
+    def __init__(self, pid: int, name: str, status: int) -> None:
         self.pid = pid
-        self.name = f"shmpool-worker-{pid}"
+        self.name = name
         self.sentinel = status
         self._exitcode: int | None = None
         self._lock = threading.Lock()  # guards the reading of the status
@@ -225,6 +249,14 @@ def _exit_descriptor(process: Any) -> int:
         return os.dup(process.sentinel)
 
 
+def _give_number(process: Any, number: int) -> None:
+    """Have a process, not yet started by the template, look as if the template's parent had made it."""
+    own = ":".join(map(str, process._identity))
+    process._identity = (*multiprocessing.current_process()._identity[:-1], number)
+    if process.name.endswith(own):
+        process.name = process.name.removesuffix(own) + ":".join(map(str, process._identity))
+
+
 def _serve(
     context: Any,
     requests: socket.socket,
@@ -234,10 +266,13 @@ def _serve(
 ) -> None:
     """The template's side: fork on request, report exit codes.
 
-    SIGINT stays blocked as it was when this was forked, until a worker unblocks it.
+    SIGINT stays blocked as it was when this was forked, until a worker unblocks it.  SIGCHLD has its default effect,
+    which is none: exit codes would be lost if it were ignored, or if a handler of the user's waited for children.
     """
     die_with(lifeline)
+    parent = multiprocessing.parent_process()
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     lowered = False
     children: dict[int, tuple[Any, int]] = {}  # by what tells of their end: process, status pipe
 
@@ -247,6 +282,9 @@ def _serve(
         for fd in (lifeline, *children, *(status for _, status in children.values())):
             os.close(fd)
         signal.signal(signal.SIGINT, on_interrupt)
+        if on_child is not None:  # else it is no handler of Python's, which cannot be set from here
+            signal.signal(signal.SIGCHLD, on_child)
+        multiprocessing.process._parent_process = parent  # type: ignore[attr-defined]  # unknown to typeshed
         main(end_from_fds(*channel), initializer, settings)
         del kept
 
@@ -260,7 +298,7 @@ def _serve(
                     os.write(status, _EXITCODE.pack(process.exitcode))
                 os.close(status)
                 continue
-            _, fds, _, _ = socket.recv_fds(requests, 1, 4, socket.MSG_CMSG_CLOEXEC)
+            request, fds, _, _ = socket.recv_fds(requests, _NUMBER.size, 4, socket.MSG_CMSG_CLOEXEC)
             if len(fds) < 4:
                 return  # closed
             if not lowered:  # only now: what this starts in OpenBLAS ends with the fork
@@ -268,13 +306,16 @@ def _serve(
                 lowered = True
             *channel, status = fds
             process = context.Process(target=forked, args=(channel, status))
+            _give_number(process, *_NUMBER.unpack(request))
             try:
                 process.start()
                 children[_exit_descriptor(process)] = process, status
             except OSError as error:
-                requests.send(f"{error.errno or 0} {error.strerror or error}".encode())
+                why = f"{error.errno or 0} {error.strerror or error}"
+                requests.send(_FAILED + why.encode()[: _LONGEST - 1])
                 os.close(status)
             else:
-                requests.send(_PID.pack(process.pid))
+                said = _FORKED + _PID.pack(process.pid) + process.name.encode()
+                requests.send(said[:_LONGEST])
             for fd in channel:
                 os.close(fd)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import re
 import resource
 import signal
 from pathlib import Path
 
+import pytest
 from executor_tasks import SOON, run_script
 from support import wait_until
 
-from shmpool import ShmExecutor, WorkerDiedError
+from shmpool import Pool, ShmExecutor, WorkerDiedError
 
 
 def leave() -> None:
@@ -142,3 +144,110 @@ def test_a_template_that_is_killed_whenever_it_forks_breaks_the_pool(tmp_path: P
     assert said[0] == "WorkerDiedError"
     assert said[1].startswith("BrokenPoolError no worker could be started: ChannelSpentError")
     assert "is killed again and again" in said[1]
+
+
+def who(_: object = None) -> tuple[str, tuple[int, ...], int, str]:
+    process, parent = multiprocessing.current_process(), multiprocessing.parent_process()
+    assert parent is not None and parent.is_alive()
+    return process.name, process._identity, parent.pid, parent.name
+
+
+@pytest.mark.parametrize("in_a_child", [False, True])
+def test_workers_are_numbered_and_named_as_if_their_parent_had_forked_all_of_them(
+    in_a_child: bool,
+) -> None:
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def look() -> None:
+        own = multiprocessing.current_process()
+        before = context.Process()._identity
+        with Pool(2, maxtasksperchild=1, context="fork") as pool:
+            seen = pool.map(who, range(6), 1)
+            wait_until(lambda: len(pool._pool) == 2, SOON, "the last to be replaced")
+            names = {process.name for process in pool._pool}
+        pool.join()
+        with ShmExecutor(1, "fork") as executor:
+            replace_the_worker(executor)
+            seen.append(executor.submit(who).result(SOON))
+        sender.send((own.name, os.getpid(), own._identity, before[-1], seen, names))
+
+    if in_a_child:
+        child = context.Process(target=look)
+        child.start()
+    else:
+        look()
+    name, pid, own, before, seen, names = receiver.recv()
+    if in_a_child:
+        child.join()
+    receiver.close()
+    sender.close()
+    assert len(own) == in_a_child
+    identities = [identity for _, identity, _, _ in seen]
+    # The first two, those that replaced them, and perhaps one of the last two; an executor's second.
+    assert len(set(identities[:6])) == 6
+    assert set(identities[:6]) <= {(*own, before + number) for number in range(1, 9)}
+    assert len(identities[6]) == len(own) + 1 and identities[6] > max(identities[:6])
+    assert {(pid, name)} == {one[2:] for one in seen}
+    for shown, identity, _, _ in seen[:6]:
+        assert shown == "ForkPoolWorker-" + ":".join(map(str, identity))
+    assert all(shown.startswith("ForkPoolWorker-") for shown in names)
+    shown, identity, _, _ = seen[6]
+    assert shown == "ForkProcess-" + ":".join(map(str, identity))
+
+
+NOBODY_KNOWS = """
+    import multiprocessing, os, signal, sys
+    from shmpool import Pool, ShmExecutor, WorkerDiedError
+
+    def leave():
+        os._exit(3)
+
+    def handler(_):
+        found = signal.getsignal(signal.SIGCHLD)
+        return getattr(found, "__name__", str(found))
+
+    def reap(*_):
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+
+    def main(method, action):
+        signal.signal(signal.SIGCHLD, action)
+        with Pool(2, context=method) as pool:
+            print(set(pool.map(handler, range(4), 1)))
+            for _ in range(2):
+                try:
+                    pool.apply_async(leave).get(60)
+                except WorkerDiedError:
+                    print("died")
+            print(set(pool.map_async(handler, range(4), 1).get(60)))
+        pool.join()
+        print(any(process.is_alive() for process in pool._pool))
+        pool = Pool(2, maxtasksperchild=1, context=method)
+        print(set(pool.map_async(handler, range(6), 1).get(60)))
+        pool.close()
+        pool.join()
+        with ShmExecutor(2, method, max_tasks_per_child=1) as executor:
+            print(set(executor.map(handler, range(4))))
+        print(multiprocessing.active_children())
+
+    if __name__ == "__main__":
+        main(sys.argv[1], {"ignored": signal.SIG_IGN, "reaps": reap}[sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize("action", ["ignored", "reaps"])
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn", "loky"])
+def test_workers_whose_exit_codes_are_lost_are_replaced_and_end_all_the_same(
+    tmp_path: Path, method: str, action: str
+) -> None:
+    """Some supervisors have SIGCHLD ignored; a handler may wait for whatever child has ended."""
+    seen = {"ignored": "1", "reaps": "reap"}[action] if method == "fork" else None
+    lines = run_script(tmp_path, NOBODY_KNOWS, method, action).splitlines()
+    shown = {lines.pop(number) for number in (6, 5, 3, 0)}
+    assert lines == ["died", "died", "False", "[]"]
+    if seen is not None:
+        assert shown == {str({seen})}
