@@ -16,7 +16,7 @@ import joblib
 import numpy as np
 import pytest
 from joblib import Parallel, delayed
-from support import wait_until
+from support import TIMEUNIT, wait_until
 
 import shmpool
 from shmpool.integrations.joblib import ShmpoolBackend, shutdown_workers
@@ -118,6 +118,18 @@ def threads_of_blas() -> set[int]:
 
     np.ones((9, 9)) @ np.ones((9, 9))
     return {int(library["num_threads"]) for library in threadpoolctl.threadpool_info()}
+
+
+class PickledSlowly:
+    """Its pickling says that it has begun, and waits until it may end."""
+
+    begun = threading.Event()
+    may_end = threading.Event()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.begun.set()
+        assert self.may_end.wait(60 * TIMEUNIT)
+        return int, ()
 
 
 # ---- initializers ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -275,6 +276,51 @@ def test_workers_that_ctrl_c_reaches_as_well_stay(tmp_path: Path) -> None:
         call(sleeping)
     watcher.join()
     assert both_workers(call, tmp_path / "after") == before
+
+
+@pytest.fixture
+def pickled_slowly() -> Iterator[type[tasks.PickledSlowly]]:
+    tasks.PickledSlowly.begun.clear()
+    tasks.PickledSlowly.may_end.clear()
+    yield tasks.PickledSlowly
+    tasks.PickledSlowly.may_end.set()
+
+
+def _third_is_slow_to_pickle() -> Iterator[Any]:
+    yield delayed(tasks.identity)(0)
+    yield delayed(tasks.identity)(1)
+    yield delayed(tasks.sleep)(tasks.PickledSlowly())
+
+
+def test_a_task_that_is_being_pickled_when_ctrl_c_comes_does_not_go_on(
+    pickled_slowly: type[tasks.PickledSlowly], tmp_path: Path
+) -> None:
+    def interrupt() -> None:
+        assert pickled_slowly.begun.wait(60 * TIMEUNIT)
+        os.kill(ME, signal.SIGINT)
+
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    with pytest.raises(KeyboardInterrupt):
+        parallel(batch_size=1, pre_dispatch=2)(_third_is_slow_to_pickle())
+    watcher.join()
+    pickled_slowly.may_end.set()
+    assert len(both_workers(parallel(batch_size=1), tmp_path / "after")) == 2
+
+
+@pytest.mark.parametrize("managed", [False, True])
+def test_a_task_that_is_being_pickled_when_its_generator_is_closed_does_not_go_on(
+    managed: bool, pickled_slowly: type[tasks.PickledSlowly], tmp_path: Path
+) -> None:
+    # In a context the next call is the same object's, and has the same backend.
+    call = parallel(batch_size=1, pre_dispatch=2, return_as="generator")
+    with call if managed else contextlib.nullcontext():
+        results = call(_third_is_slow_to_pickle())
+        assert pickled_slowly.begun.wait(60 * TIMEUNIT)
+        with pytest.warns(UserWarning, match="tasks which were still being processed"):
+            results.close()
+        pickled_slowly.may_end.set()
+        assert len(both_workers(call, tmp_path / "after")) == 2
 
 
 def _touch_and_sleep(folder: str, number: int) -> None:
