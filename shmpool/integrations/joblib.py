@@ -218,6 +218,7 @@ class ShmpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self._read_only = read_only
         self._parallel: Callable[[], joblib.Parallel | None] = lambda: None
         self._lease: Lease | None = None
+        self._lease_again: Callable[[], Lease]
         self._shared_copies: SharedCopies | None = None
         self._call: _Call | None = None
 
@@ -287,7 +288,8 @@ class ShmpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             (_depth + 1, options.get("initializer"), tuple(options.get("initargs") or ())),
         )
         self._parallel = weakref.ref(parallel) if parallel is not None else lambda: None
-        self._lease = lease(n_jobs, wishes)
+        self._lease_again = partial(lease, n_jobs, wishes)
+        self._lease = self._lease_again()
         self._begin()
         return n_jobs
 
@@ -319,6 +321,10 @@ class ShmpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def start_call(self) -> None:
         """A call begins."""
+        if self._lease is not None and not self._lease.executor.is_usable:
+            # In a context, and an initializer has raised in the call before.
+            self._lease.release()
+            self._lease = self._lease_again()
         self._begin()
 
     def terminate(self) -> None:
@@ -332,7 +338,7 @@ class ShmpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """End the tasks that are under way; the workers of those that have begun are replaced."""
-        del ensure_ready  # they always are
+        del ensure_ready  # start_call sees to that
         if self._call is not None:
             self._call.abort()
 

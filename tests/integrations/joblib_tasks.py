@@ -146,6 +146,11 @@ def told(_: object = None) -> tuple[int, Any]:
     return os.getpid(), _told
 
 
+def refuse_unless(path: str) -> None:
+    if not os.path.exists(path):
+        raise RuntimeError("this initializer refuses for now")
+
+
 def refuse() -> None:
     raise RuntimeError("this initializer refuses")
 
