@@ -60,6 +60,7 @@ from joblib.parallel import mp as joblib_multiprocessing
 from shmpool.errors import BrokenPoolError, SerializationError, WorkerDiedError, describe_exit
 from shmpool.executor import ShmExecutor
 from shmpool.integrations.joblib_arrays import SharedCopies, by_file, file_array, in_place
+from shmpool.integrations.joblib_batches import OwnArrays
 from shmpool.integrations.joblib_workers import Lease, Wishes, lease, shutdown_workers
 from shmpool.interrupts import whole
 
@@ -499,4 +500,8 @@ def _start_worker(
 
 def _run(batch: Callable[[], list[Any]]) -> list[Any]:
     """What a worker does with a batch."""
+    tasks = getattr(batch, "items", None)
+    if type(tasks) is list:
+        batch.items = OwnArrays(tasks).items()  # type: ignore[attr-defined]
+        del tasks
     return by_file(batch())

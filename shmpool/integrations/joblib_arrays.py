@@ -23,15 +23,17 @@ import numpy as np
 
 from shmpool.store.shared import asarray
 
-__all__ = ["SharedCopies", "by_file", "in_place"]
+__all__ = [
+    "ARRAYS", "CONTAINERS", "DEPTH", "MOST_ITEMS", "Array", "SharedCopies", "by_file", "in_place", "mapped_file",
+]  # fmt: skip
 
 #: How deep to look into containers, and up to how many items: a list of a million numbers is none of arrays.
-_DEPTH = 3
-_MOST_ITEMS = 100
+DEPTH = 3
+MOST_ITEMS = 100
 
-_ARRAYS = frozenset({np.ndarray, np.memmap})
-_CONTAINERS = frozenset({list, tuple, dict})
-_WORTH_A_LOOK = _ARRAYS | _CONTAINERS
+ARRAYS = frozenset({np.ndarray, np.memmap})
+CONTAINERS = frozenset({list, tuple, dict})
+_WORTH_A_LOOK = ARRAYS | CONTAINERS
 
 Array = np.ndarray[Any, Any]
 Replace = Callable[[Array], Any]
@@ -40,8 +42,8 @@ Replace = Callable[[Array], Any]
 def in_place(tasks: list[tuple[Any, Any, Any]], replace: Replace) -> None:
     """Replace arrays in the arguments of tasks, a list of ``(function, args, kwargs)``."""
     for index, (function, args, kwargs) in enumerate(tasks):
-        new_args = _replaced(args, replace, _DEPTH)
-        new_kwargs = _replaced(kwargs, replace, _DEPTH) if kwargs else kwargs
+        new_args = _replaced(args, replace, DEPTH)
+        new_kwargs = _replaced(kwargs, replace, DEPTH) if kwargs else kwargs
         if new_args is not args or new_kwargs is not kwargs:
             tasks[index] = function, new_args, new_kwargs
 
@@ -49,9 +51,9 @@ def in_place(tasks: list[tuple[Any, Any, Any]], replace: Replace) -> None:
 def _replaced(value: Any, replace: Replace, depth: int) -> Any:
     """``value`` with arrays replaced; the very same object if there is nothing to replace."""
     cls = type(value)
-    if cls in _ARRAYS:
+    if cls in ARRAYS:
         return replace(value)
-    if cls not in _CONTAINERS or not depth or len(value) > _MOST_ITEMS:
+    if cls not in CONTAINERS or not depth or len(value) > MOST_ITEMS:
         return value
     items = value.values() if cls is dict else value
     new = None
@@ -71,7 +73,7 @@ def _replaced(value: Any, replace: Replace, depth: int) -> Any:
 
 def by_file(results: list[Any]) -> list[Any]:
     """A list of results in which arrays over mapped files travel by the file's name."""
-    return [_replaced(result, file_array, _DEPTH) for result in results]
+    return [_replaced(result, file_array, DEPTH) for result in results]
 
 
 def file_array(array: Array, mode_of_read_only: Literal["r", "c"] = "c") -> Array | FileArray:
@@ -85,7 +87,7 @@ def file_array(array: Array, mode_of_read_only: Literal["r", "c"] = "c") -> Arra
     """
     if array.base is None:
         return array
-    file = _mapped_file(array)
+    file = mapped_file(array)
     # mode "c": the file does not have what was written into the array
     if file is None or file.filename is None or file.mode == "c" or not array.nbytes:
         return array
@@ -140,7 +142,7 @@ def _map_part(
     return array.view(cls)
 
 
-def _mapped_file(array: Array) -> np.memmap[Any, Any] | None:
+def mapped_file(array: Array) -> np.memmap[Any, Any] | None:
     """The array that maps the file that ``array`` is a part of."""
     base: Any = array
     while isinstance(base, np.ndarray):

@@ -19,6 +19,7 @@ from joblib import Parallel, delayed
 from support import TIMEUNIT, wait_until
 
 import shmpool
+from shmpool.store.current import get_store
 from shmpool.integrations.joblib import ShmpoolBackend, shutdown_workers
 
 #: Longer than any test takes: what sleeps so long must be ended.
@@ -205,6 +206,33 @@ def write(array: Any, value: float) -> tuple[float, bool]:
     except ValueError:
         return before, False
     return before, True
+
+
+def add_one(*arrays: Any, into: Any = None) -> float:
+    """What the first item of the first array is, once it is one more in all of them."""
+    for array in arrays:
+        array += 1
+    if into is not None:
+        into["array"][0] += 1
+    return float((arrays[0] if arrays else into["array"]).flat[0])
+
+
+def add_one_and_keep(array: Any, number: int) -> Any:
+    """The array, changed or not."""
+    if number % 2:
+        array += number
+    return array[:3] if number % 3 else array
+
+
+def same_and_add(first: Any, others: list[Any]) -> tuple[bool, float]:
+    first += 1
+    return others[0] is first, float(others[0].flat[0])
+
+
+def views(array: Any) -> int:
+    """How many views of the store this process has."""
+    del array
+    return get_store().stats().holders["views"]
 
 
 def write_row(rows: Any, number: int) -> type:

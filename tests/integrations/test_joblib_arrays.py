@@ -54,6 +54,54 @@ def test_each_task_has_its_own_array_to_write_to(options: dict[str, Any]) -> Non
     assert not array.any()
 
 
+KINDS: dict[str, Callable[[], Any]] = {
+    "large": lambda: np.zeros(LARGE),
+    "in the message": lambda: np.zeros(100),
+    "Fortran": lambda: np.zeros((300, LARGE // 300), order="F"),
+    "axes": lambda: np.zeros((30, 40, 50)).transpose(2, 0, 1),
+    "strided": lambda: np.zeros(LARGE)[::2],
+    "read-only": lambda: np.broadcast_to(np.zeros(1), (LARGE,)),
+    "structured": lambda: np.zeros(LARGE, [("x", "u1"), ("y", float)])["y"],
+    "objects": lambda: np.array([0.0, "a"], dtype=object)[:1],
+    "0-d": lambda: np.zeros(()),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [50, "auto"])
+def test_tasks_of_a_batch_do_not_see_what_others_have_written(
+    kind: str, batch_size: int | str
+) -> None:
+    array = KINDS[kind]()
+    call = parallel(batch_size=batch_size)
+    assert set(call(delayed(tasks.add_one)(array) for _ in range(200))) == {1.0}
+
+
+@pytest.mark.parametrize("size", [LARGE, 100])
+def test_nor_in_containers_and_by_keyword(size: int) -> None:
+    array, other = np.zeros(size), np.zeros(size)
+    into = {"array": array}
+    call = parallel(batch_size=10)
+    assert call(delayed(tasks.add_one)(into=into) for _ in range(20)) == [1.0] * 20
+    assert call(delayed(tasks.add_one)(array, other, into=into) for _ in range(20)) == [2.0] * 20
+    # What is one array in a task is one there.
+    assert call(delayed(tasks.same_and_add)(array, [array]) for _ in range(20)) == [(True, 1.0)] * 20
+
+
+@pytest.mark.parametrize("size", [LARGE, 100])
+def test_what_a_task_has_returned_is_not_changed_by_the_next_of_its_batch(size: int) -> None:
+    array = np.zeros(size)
+    call = parallel(batch_size=30)
+    results = call(delayed(tasks.add_one_and_keep)(array, i) for i in range(60))
+    assert [set(result) for result in results] == [{i if i % 2 else 0} for i in range(60)]
+
+
+def test_a_batch_that_reads_one_array_maps_it_once() -> None:
+    array = np.ones(LARGE)
+    views = parallel(batch_size=50)(delayed(tasks.views)(array) for _ in range(100))
+    assert max(views) == 1
+
+
 @pytest.mark.parametrize("mode", ["r+", "w+"])
 def test_all_tasks_write_to_one_array(mode: str) -> None:
     array = np.ones((4, LARGE))
