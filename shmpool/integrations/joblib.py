@@ -57,12 +57,19 @@ from joblib.parallel import (
 )
 from joblib.parallel import mp as joblib_multiprocessing
 
-from shmpool.errors import BrokenPoolError, SerializationError, WorkerDiedError, describe_exit
+from shmpool.errors import (
+    BrokenPoolError,
+    SerializationError,
+    StoreFullError,
+    WorkerDiedError,
+    describe_exit,
+)
 from shmpool.executor import ShmExecutor
-from shmpool.integrations.joblib_arrays import SharedCopies, by_file, file_array, in_place
+from shmpool.integrations.joblib_arrays import SharedCopies, by_file, file_array
 from shmpool.integrations.joblib_batches import OwnArrays
 from shmpool.integrations.joblib_workers import Lease, Wishes, lease, shutdown_workers
 from shmpool.interrupts import whole
+from shmpool.serialize.reductions import replacing_arrays
 
 __all__ = [
     "ShmpoolBackend",
@@ -374,25 +381,21 @@ class ShmpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             future.cancel()
             return future
         try:
-            tasks = getattr(func, "items", None)
-            if type(tasks) is list:
-                in_place(tasks, self._travelling)
-            return call.send(func)
+            with replacing_arrays(self._travelling):
+                return call.send(func)
         except Exception as error:
             future = Future()
             future.set_exception(error)
             return future
 
     def _travelling(self, array: Any) -> Any:
-        """What travels in place of an array in a task's arguments."""
+        """What travels in place of an array, wherever in a task it is."""
         instead: Any = file_array(array, "r" if self._read_only else "c")
         if instead is array and self._shared_copies is not None:
             return self._shared_copies.copy_of(array)
         return instead
 
-    def _settle(
-        self, call: _Call | None, callback: Callback | None, future: Future[Any]
-    ) -> None:
+    def _settle(self, call: _Call | None, callback: Callback | None, future: Future[Any]) -> None:
         """A task is done."""
         try:
             # After the end of the call joblib would do nothing, but wait to be told so: for its lock, which a thread
@@ -470,6 +473,8 @@ def _in_joblibs_words(error: Exception, name: str) -> Exception:
         return TerminatedWorkerError(pid=error.pid, exitcode=error.exitcode, task=name)
     if type(error) is BrokenPoolError:
         return WorkersNotStartedError(error.reason)
+    if isinstance(error.__cause__, StoreFullError):
+        return error.__cause__  # there is no room for an array that all tasks write to
     if type(error) is SerializationError and error.what == "the arguments":
         culprit = error.culprit and _PLACE_IN_BATCH.sub(_place_in_call, error.culprit)
         return TaskPicklingError(what=name, culprit=culprit, reason=error.reason)

@@ -7,8 +7,10 @@ on that.
 * **An array in the store** is lent to one task after the other, as it is, for as long as none has written to it and
   none has kept it (in its result, say).  Otherwise the next gets another private view of the same bytes: a few
   microseconds, and the page faults.
+* **A file that was mapped for reading** is mapped again, copy-on-write.
 * **Any other array** is copied for each task: those are small.
-* **Arrays that all tasks are to write to** (mapped files, ``mmap_mode="r+"``), and read-only ones, are left alone.
+* **Arrays that all tasks are to write to** (files mapped for that, ``mmap_mode="r+"``), and read-only ones, are left
+  alone.
 
 Arrays are found where they are an argument, or an item of one, up to three containers deep and in containers of up to
 100 items.  Within one task, what is one array stays one.
@@ -27,6 +29,7 @@ from shmpool.integrations.joblib_arrays import (
     DEPTH,
     MOST_ITEMS,
     Array,
+    mapped_again,
     mapped_file,
 )
 from shmpool.memory.dirty import page_faults
@@ -129,9 +132,11 @@ class _Common:
     def __init__(self, array: Array) -> None:
         self._array = array
         self._memory = _memory_in_store(array)
-        self._is_for_all = (
+        file = mapped_file(array)
+        self._is_private_file = file is not None and file.mode == "c" and array.flags.writeable
+        self._is_for_all = not self._is_private_file and (
             not array.flags.writeable
-            or mapped_file(array) is not None
+            or file is not None
             or (self._memory is not None and get_store().is_shared(self._memory))
         )
         #: What takers' arrays are made of, and how many references it has when none of them is left.
@@ -144,6 +149,8 @@ class _Common:
         array, memory = self._array, self._memory
         if self._is_for_all:
             return array
+        if self._is_private_file:
+            return mapped_again(array)
         if memory is None:
             return array.copy("K")
         if self._lent is None:
@@ -165,7 +172,7 @@ class _Common:
         if faults >= 0 and faults == self._faults:
             return False
         self._faults = faults
-        return not get_store().located(memoryview(memory))
+        return not get_store().located(memoryview(memory))  # type: ignore[arg-type]  # unknown to mypy
 
 
 class _Lent:

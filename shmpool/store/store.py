@@ -520,10 +520,12 @@ class ObjectStore(Exchange):
         with self._books:
             address = memory.__array_interface__["data"][0]
             lease = self._addresses.find(address, memory.nbytes)
-            assert lease is not None and lease.private
+            assert lease is not None
         first = address - lease.address
         last = first + memory.nbytes
-        return self._view(lease.block, first, last, "c")[first:last]  # its block is held by the lease
+        return self._view(lease.block, first, last, "c")[
+            first:last
+        ]  # its block is held by the lease
 
     def new_shared(self, nbytes: int) -> Bytes:
         """A writable view of a new block that every process writes to that receives it; at least one byte."""

@@ -19,8 +19,8 @@ from joblib import Parallel, delayed
 from support import TIMEUNIT, wait_until
 
 import shmpool
-from shmpool.store.current import get_store
 from shmpool.integrations.joblib import ShmpoolBackend, shutdown_workers
+from shmpool.store.current import get_store
 
 #: Longer than any test takes: what sleeps so long must be ended.
 FOR_EVER = 600
@@ -211,7 +211,7 @@ def write(array: Any, value: float) -> tuple[float, bool]:
 def add_one(*arrays: Any, into: Any = None) -> float:
     """What the first item of the first array is, once it is one more in all of them."""
     for array in arrays:
-        array += 1
+        np.add(array, 1, out=array)
     if into is not None:
         into["array"][0] += 1
     return float((arrays[0] if arrays else into["array"]).flat[0])
@@ -261,6 +261,9 @@ class Holder:
     def __init__(self, array: Any) -> None:
         self.array = array
 
+    def put(self, number: int) -> None:
+        put(self.array, number)
+
     def total(self, number: int) -> float:
         return float(self.array.sum()) + number
 
@@ -272,6 +275,22 @@ class Locked:
 
 def write_item(arrays: list[Any], number: int) -> None:
     arrays[0][number, 0] = 10 * number
+
+
+def put(array: Any, number: int) -> None:
+    array[number] = number + 1
+
+
+def put_in_first(arrays: list[Any], number: int) -> None:
+    put(arrays[0], number)
+
+
+def put_in_frame(frame: Any, number: int) -> None:
+    put(frame["x"].to_numpy(), number)
+
+
+def put_deep(nested: Any, number: int) -> None:
+    put(nested[0][0][0][0][0]["x"], number)
 
 
 def sum_of(data: dict[str, Any]) -> float:

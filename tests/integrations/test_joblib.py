@@ -471,15 +471,13 @@ def test_an_initializer_that_raises_is_an_error_and_the_next_call_works() -> Non
 
 def test_an_initializer_that_raises_once_does_not_break_a_context(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    with parallel_config(
-        backend="shmpool", n_jobs=2, initializer=tasks.refuse_unless, initargs=(str(gate),)
-    ):
-        with Parallel() as call:
-            for _ in range(2):
-                with pytest.raises(LokyWorkerError, match="refuses for now"):
-                    call([delayed(tasks.square)(1)])
-            gate.touch()
-            assert call([delayed(tasks.square)(3)]) == [9]
+    options = {"initializer": tasks.refuse_unless, "initargs": (str(gate),)}
+    with parallel_config(backend="shmpool", n_jobs=2, **options), Parallel() as call:
+        for _ in range(2):
+            with pytest.raises(LokyWorkerError, match="refuses for now"):
+                call([delayed(tasks.square)(1)])
+        gate.touch()
+        assert call([delayed(tasks.square)(3)]) == [9]
 
 
 def test_idle_workers_leave_and_come_back() -> None:
