@@ -5,7 +5,6 @@ How a call goes::
     Parallel.__call__        (the user's thread)
       configure              lease the process-wide executor, see joblib_workers.py
       _start                 takes tasks from the user's iterator, in batches:
-        get_nested_backend   ... has just taken some
         submit               pickles a batch and sends it; returns at once
       retrieval_context      waits for the end of a short call
       _retrieve              looks every 10 ms whether there are results
@@ -19,13 +18,10 @@ keeps them there for backends of third parties.
 
 Arrays that change while a call runs
 ------------------------------------
-The caller of a call that returns a list waits for it.  Only the iterator of tasks could change an array meanwhile; but
-joblib takes several tasks from it before it submits the first of them, so that under no backend could a task rely on
-what it sees of an array that the iterator changes in place (loky writes it into a file once a call).  So in such a call
-an array that comes again has not changed, and costs nothing, however large it is.
-
-Who takes results from a generator may well change an array that tasks get later.  There it is compared with what was
-written (5 ms for 100 MB), each time that joblib has taken tasks from the iterator.
+An array that comes again is compared with what was written (5 ms for 100 MB; where the system can tell who has written
+to it, a tenth of that from the third time on: :mod:`shmpool.memory.watch`), and written anew if it has changed.  So a
+task sees what an array held when its batch was pickled.  That is later than when it came from the iterator of tasks:
+joblib takes several from that before it submits the first of them, under any backend.
 """
 
 from __future__ import annotations
@@ -37,6 +33,7 @@ import os
 import re
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -52,6 +49,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError as Loky
 from joblib.parallel import (
     AutoBatchingMixin,
     FallbackToBackend,
+    MultiprocessingBackend,
     ParallelBackendBase,
     SequentialBackend,
 )
@@ -122,6 +120,11 @@ def register_joblib_backend(make_default: bool = False) -> None:
       default, which cannot be told from one that was asked for), ``"c"`` and ``None`` mean the same.  With
       ``parallel_config("shmpool", read_only=True)`` arrays are read-only, in tasks and in results.  With ``"r+"`` all
       tasks of a call write to the same arrays, if these have more than ``max_nbytes``.
+    * That holds for tasks that joblib sends as one batch as well, as far as arrays are arguments, or in lists, tuples
+      and dicts (up to three deep, of up to 100 items) that are.  Other objects that several tasks of a batch are given
+      (a DataFrame, an array as an attribute) are one object in all of them, as under loky; ``batch_size=1`` keeps them
+      apart.
+    * Arrays over files that are mapped for writing (``np.memmap``) are written to by all, wherever they are in a task.
     * An error, Ctrl-C or a timeout ends the tasks of its own call only, not all workers.
     * A Parallel call inside of a worker of multiprocessing is sequential, as under loky, but without a warning.
 
@@ -499,8 +502,23 @@ def _start_worker(
     global _depth
     _depth = depth
     register_joblib_backend()
+    joblib.register_parallel_backend("multiprocessing", _NoMultiprocessing)
     if initializer is not None:
         initializer(*initargs)
+
+
+class _NoMultiprocessing(MultiprocessingBackend):  # type: ignore[misc]  # joblib has no types
+    """joblib's backend of multiprocessing, in a worker: sequential, as in workers of loky.
+
+    A worker's ``__main__`` is not the program's, so functions of that cannot be pickled there.
+    """
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """One."""
+        if n_jobs not in (None, 1):
+            message = "Multiprocessing-backed parallel loops cannot be nested, below shmpool, setting n_jobs=1"
+            warnings.warn(message, stacklevel=3)
+        return 1
 
 
 def _run(batch: Callable[[], list[Any]]) -> list[Any]:

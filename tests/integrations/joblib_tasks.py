@@ -178,11 +178,11 @@ def place() -> tuple[int, bool]:
     return os.getpid(), threading.current_thread() is threading.main_thread()
 
 
-def nested_explicitly(n_jobs: int) -> tuple[int, set[int], list[str]]:
+def nested_explicitly(n_jobs: int, backend: str = "shmpool") -> tuple[int, set[int], list[str]]:
     """A call inside of this task that names the backend."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pids = set(parallel(n_jobs)(delayed(pid)() for _ in range(4)))
+        pids = set(Parallel(n_jobs, backend=backend)(delayed(pid)() for _ in range(4)))
     return os.getpid(), pids, [str(warning.message) for warning in caught]
 
 

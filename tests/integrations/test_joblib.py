@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import pickle
+import queue
 import re
 import signal
 import subprocess
@@ -38,6 +39,7 @@ from joblib import Parallel, delayed, parallel_config  # noqa: E402  # after the
 from joblib.externals.loky.process_executor import (  # noqa: E402
     TerminatedWorkerError as LokyWorkerError,
 )
+from joblib.parallel import BatchedCalls  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -197,6 +199,22 @@ def test_an_iterator_of_tasks_may_make_parallel_calls_itself() -> None:
 
     assert parallel()(produce()) == [sum(j * j for j in range(i)) for i in range(20)]
     assert _workers_alive() <= 4
+
+
+def test_a_batch_is_submitted_under_the_name_that_joblib_had_before_1_5() -> None:
+    backend = integration.ShmpoolBackend(nesting_level=0)
+    assert backend.configure(n_jobs=2) == 2
+    try:
+        backend.start_call()
+        came: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        batch = BatchedCalls([(tasks.square, (3,), {})], backend.get_nested_backend())
+        backend.apply_async(batch, came.put)
+        assert backend.retrieve_result_callback(came.get(timeout=60 * TIMEUNIT)) == [9]
+        backend.apply_async(BatchedCalls([(tasks.Locked().lock, (), {})], (None, 1)), came.put)
+        with pytest.raises(pickle.PicklingError, match="Could not pickle the task to send it"):
+            backend.retrieve_result_callback(came.get(timeout=60 * TIMEUNIT))
+    finally:
+        backend.terminate()
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
@@ -543,6 +561,15 @@ def test_calls_in_tasks_use_threads_and_calls_in_those_none() -> None:
 def test_a_call_in_a_task_that_names_the_backend_has_workers_of_its_own() -> None:
     for worker, pids, warned in parallel()(delayed(tasks.nested_explicitly)(2) for _ in range(2)):
         assert not pids & {worker, ME} and warned == []
+
+
+def test_a_call_in_a_task_that_names_multiprocessing_is_sequential() -> None:
+    # Of functions of __main__ its workers would know nothing.
+    work = [delayed(tasks.nested_explicitly)(n_jobs, "multiprocessing") for n_jobs in (1, 2)]
+    for n_jobs, (worker, pids, warned) in enumerate(parallel()(work), 1):
+        assert pids == {worker}
+        assert len(warned) == n_jobs - 1
+        assert all("cannot be nested, below shmpool" in warning for warning in warned)
 
 
 def test_a_call_in_a_thread_of_a_worker_has_none_and_does_not_warn() -> None:
