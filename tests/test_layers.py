@@ -121,6 +121,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "install",
         "in_child",
         "joblib_arrays",
+        "joblib_batches",
         "joblib_workers",
         "joblib",
     ),

@@ -5,7 +5,6 @@ How a call goes::
     Parallel.__call__        (the user's thread)
       configure              lease the process-wide executor, see joblib_workers.py
       _start                 takes tasks from the user's iterator, in batches:
-        get_nested_backend   ... has just taken some
         submit               pickles a batch and sends it; returns at once
       retrieval_context      waits for the end of a short call
       _retrieve              looks every 10 ms whether there are results
@@ -19,13 +18,10 @@ keeps them there for backends of third parties.
 
 Arrays that change while a call runs
 ------------------------------------
-The caller of a call that returns a list waits for it.  Only the iterator of tasks could change an array meanwhile; but
-joblib takes several tasks from it before it submits the first of them, so that under no backend could a task rely on
-what it sees of an array that the iterator changes in place (loky writes it into a file once a call).  So in such a call
-an array that comes again has not changed, and costs nothing, however large it is.
-
-Who takes results from a generator may well change an array that tasks get later.  There it is compared with what was
-written (5 ms for 100 MB), each time that joblib has taken tasks from the iterator.
+An array that comes again is compared with what was written (5 ms for 100 MB; where the system can tell who has written
+to it, a tenth of that from the third time on: :mod:`shmpool.memory.watch`), and written anew if it has changed.  So a
+task sees what an array held when its batch was pickled.  That is later than when it came from the iterator of tasks:
+joblib takes several from that before it submits the first of them, under any backend.
 """
 
 from __future__ import annotations
@@ -37,6 +33,7 @@ import os
 import re
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -52,14 +49,25 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError as Loky
 from joblib.parallel import (
     AutoBatchingMixin,
     FallbackToBackend,
+    MultiprocessingBackend,
     ParallelBackendBase,
     SequentialBackend,
 )
 from joblib.parallel import mp as joblib_multiprocessing
 
-from shmpool.errors import BrokenPoolError, SerializationError, WorkerDiedError, describe_exit
-from shmpool.integrations.joblib_arrays import SharedCopies, by_file, file_array, in_place
+from shmpool.errors import (
+    BrokenPoolError,
+    SerializationError,
+    StoreFullError,
+    WorkerDiedError,
+    describe_exit,
+)
+from shmpool.executor import ShmExecutor
+from shmpool.integrations.joblib_arrays import SharedCopies, by_file, file_array
+from shmpool.integrations.joblib_batches import OwnArrays
 from shmpool.integrations.joblib_workers import Lease, Wishes, lease, shutdown_workers
+from shmpool.interrupts import whole
+from shmpool.serialize.reductions import replacing_arrays
 
 __all__ = [
     "ShmpoolBackend",
@@ -112,6 +120,11 @@ def register_joblib_backend(make_default: bool = False) -> None:
       default, which cannot be told from one that was asked for), ``"c"`` and ``None`` mean the same.  With
       ``parallel_config("shmpool", read_only=True)`` arrays are read-only, in tasks and in results.  With ``"r+"`` all
       tasks of a call write to the same arrays, if these have more than ``max_nbytes``.
+    * That holds for tasks that joblib sends as one batch as well, as far as arrays are arguments, or in lists, tuples
+      and dicts (up to three deep, of up to 100 items) that are.  Other objects that several tasks of a batch are given
+      (a DataFrame, an array as an attribute) are one object in all of them, as under loky; ``batch_size=1`` keeps them
+      apart.
+    * Arrays over files that are mapped for writing (``np.memmap``) are written to by all, wherever they are in a task.
     * An error, Ctrl-C or a timeout ends the tasks of its own call only, not all workers.
     * A Parallel call inside of a worker of multiprocessing is sequential, as under loky, but without a warning.
 
@@ -151,6 +164,40 @@ class TaskPicklingError(SerializationError):
         return f"Could not pickle the task to send it to the workers. {super().__str__()}"
 
 
+class _Call:
+    """One call of Parallel: what of it is under way.
+
+    The thread that delivers results may be about to submit the call's next batch when the call is given up, and still
+    be at it when the same backend is in its next call.  So a batch belongs to the call that it was submitted for, and
+    whoever has sent it looks whether that was given up meanwhile.
+    """
+
+    def __init__(self, executor: ShmExecutor) -> None:
+        self.executor = executor
+        self._send: Callable[[tuple[Any]], Future[Any]] | None = None
+        #: What is under way, and what it is called in errors.
+        self.under_way: dict[Future[Any], str] = {}
+        self.last_submit = 0.0
+        self.failed = False  # a task of this call has
+        self.aborted = False  # nobody wants its results
+        self.news = threading.Event()  # nothing is under way any more, or a task has failed
+
+    def send(self, func: Callable[[], list[Any]]) -> Future[Any]:
+        """Pickle a batch, and send it to a worker."""
+        if self._send is None:
+            self._send = self.executor._bind(_run)
+        return self._send((func,))
+
+    def abort(self) -> None:
+        """End what is under way, and whatever is still to come."""
+        self.aborted = True
+        running = [future for future in list(self.under_way) if not future.cancel()]
+        if running:
+            _, running_still = concurrent.futures.wait(running, _GRACE)
+            for future in running_still:
+                self.executor.cancel_running(future)
+
+
 class ShmpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
     """joblib's view of shmpool's workers; see :func:`register_joblib_backend`.
 
@@ -182,14 +229,9 @@ class ShmpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self._read_only = read_only
         self._parallel: Callable[[], joblib.Parallel | None] = lambda: None
         self._lease: Lease | None = None
+        self._lease_again: Callable[[], Lease]
         self._shared_copies: SharedCopies | None = None
-        #: Submits a batch; None when arrays may have changed since the last one.
-        self._send: Callable[[tuple[Any]], Future[Any]] | None = None
-        #: What is under way, and what it is called in errors.
-        self._under_way: dict[Future[Any], str] = {}
-        self._last_submit = 0.0
-        self._failed = False  # a task of this call has
-        self._news = threading.Event()  # nothing is under way any more, or a task has failed
+        self._call: _Call | None = None
 
     # ---------------------------------------------------------------- a call begins and ends
 
@@ -257,9 +299,16 @@ class ShmpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             (_depth + 1, options.get("initializer"), tuple(options.get("initargs") or ())),
         )
         self._parallel = weakref.ref(parallel) if parallel is not None else lambda: None
-        self._lease = lease(n_jobs, wishes)
-        self._send = None
+        self._lease_again = partial(lease, n_jobs, wishes)
+        self._lease = self._lease_again()
+        self._begin()
         return n_jobs
+
+    def _begin(self) -> None:
+        """What is submitted from now on is a call of its own."""
+        assert self._lease is not None
+        executor = self._lease.executor
+        self._call = _Call(executor.options(mmap_mode="r") if self._read_only else executor)
 
     def _copy(self) -> ShmpoolBackend:
         return type(self)(
@@ -283,8 +332,11 @@ class ShmpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def start_call(self) -> None:
         """A call begins."""
-        self._failed = False
-        self._send = None
+        if self._lease is not None and not self._lease.executor.is_usable:
+            # In a context, and an initializer has raised in the call before.
+            self._lease.release()
+            self._lease = self._lease_again()
+        self._begin()
 
     def terminate(self) -> None:
         """Give the workers back; they stay warm."""
@@ -292,28 +344,16 @@ class ShmpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         if leased is not None:
             leased.release()
         self._shared_copies = None
-        self._send = None
+        self._call = None
         self.reset_batch_stats()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """End the tasks that are under way; the workers of those that have begun are replaced."""
-        del ensure_ready  # they always are
-        running = [future for future in list(self._under_way) if not future.cancel()]
-        if not running or self._lease is None:
-            return
-        _, running_still = concurrent.futures.wait(running, _GRACE)
-        for future in running_still:
-            self._lease.executor.cancel_running(future)
+        del ensure_ready  # start_call sees to that
+        if self._call is not None:
+            self._call.abort()
 
     # ---------------------------------------------------------------- tasks
-
-    def get_nested_backend(self) -> tuple[ParallelBackendBase, int | None]:
-        """The backend of Parallel calls inside of tasks: threads, and none inside of those."""
-        # joblib asks when it has just taken tasks from the user's iterator; see the head of this module.
-        parallel = self.parallel
-        if parallel is not None and parallel.return_generator:
-            self._send = None
-        return super().get_nested_backend()  # type: ignore[no-any-return]
 
     def submit(self, func: Callable[[], list[Any]], callback: Callback | None = None) -> Any:
         """Send a batch of tasks to a worker.
@@ -321,14 +361,16 @@ class ShmpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         Whatever is wrong with it is in the future: joblib may call this in the thread that delivers results, where
         nobody would see an exception.
         """
-        try:
-            future = self._submitted(func)
-        except Exception as error:
-            future = Future()
-            future.set_exception(error)
-        self._under_way[future] = _name(func)
-        self._last_submit = time.monotonic()
-        future.add_done_callback(partial(self._settle, callback))
+        call = self._call
+        # Ctrl-C may raise while the batch is pickled; once it is sent, only when the call knows of it.
+        with whole:
+            future = self._submitted(call, func)
+            if call is not None:
+                call.under_way[future] = _name(func)
+                call.last_submit = time.monotonic()
+        if call is not None and call.aborted and not future.cancel():  # while it was pickled
+            call.executor.cancel_running(future)
+        future.add_done_callback(partial(self._settle, call, callback))
         # joblib keeps what it gets here, and not only until it has taken the result: that must be free by then.
         return weakref.proxy(future)
 
@@ -336,69 +378,75 @@ class ShmpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         """:meth:`submit`, as joblib called it before 1.5."""
         return self.submit(func, callback)
 
-    def _submitted(self, func: Callable[[], list[Any]]) -> Future[Any]:
-        assert self._lease is not None
-        tasks = getattr(func, "items", None)
-        if type(tasks) is list:
-            in_place(tasks, self._travelling)
-        send = self._send
-        if send is None:
-            executor = self._lease.executor
-            if self._read_only:
-                executor = executor.options(mmap_mode="r")
-            self._send = send = executor._bind(_run)
-        return send((func,))
+    def _submitted(self, call: _Call | None, func: Callable[[], list[Any]]) -> Future[Any]:
+        if call is None or call.aborted:
+            future: Future[Any] = Future()
+            future.cancel()
+            return future
+        try:
+            with replacing_arrays(self._travelling):
+                return call.send(func)
+        except Exception as error:
+            future = Future()
+            future.set_exception(error)
+            return future
 
     def _travelling(self, array: Any) -> Any:
-        """What travels in place of an array in a task's arguments."""
+        """What travels in place of an array, wherever in a task it is."""
         instead: Any = file_array(array, "r" if self._read_only else "c")
         if instead is array and self._shared_copies is not None:
             return self._shared_copies.copy_of(array)
         return instead
 
-    def _settle(self, callback: Callback | None, future: Future[Any]) -> None:
+    def _settle(self, call: _Call | None, callback: Callback | None, future: Future[Any]) -> None:
         """A task is done."""
         try:
-            if callback is not None:
+            # After the end of the call joblib would do nothing, but wait to be told so: for its lock, which a thread
+            # holds that pickles.
+            if callback is not None and not (call is not None and call.aborted):
                 callback(future)  # joblib takes the result, and submits what is next
         finally:
-            self._under_way.pop(future, None)
-            if not self._under_way:
-                self._news.set()
+            if call is not None:
+                call.under_way.pop(future, None)
+                if not call.under_way:
+                    call.news.set()
 
     def retrieve_result_callback(self, out: Future[Any]) -> list[Any]:
         """The results of a batch; called by joblib from its callback.  Raises what a task raised."""
+        call = self._call
+        name = None if call is None else call.under_way.get(out)
         try:
             return out.result()  # type: ignore[no-any-return]
         except Exception as error:
-            raise _in_joblibs_words(error, self._under_way.get(out, "tasks")) from error.__cause__
+            raise _in_joblibs_words(error, name or "tasks") from error.__cause__
         finally:
-            if out.cancelled() or out.exception() is not None:
-                self._failed = True
-                self._news.set()
+            if call is not None and name and (out.cancelled() or out.exception() is not None):
+                call.failed = True
+                call.news.set()
 
     @contextlib.contextmanager
     def retrieval_context(self) -> Iterator[None]:
         """Wait for the call to end, where nobody needs its results before: joblib itself looks only every 10 ms."""
-        parallel = self.parallel
-        if parallel is not None:
+        parallel, call = self.parallel, self._call
+        if parallel is not None and call is not None:
             if parallel.return_generator or parallel.timeout is not None:
                 until = time.monotonic() + _JOBLIBS_PAUSE
-                self._wait_for_end(lambda: until)
+                _wait_for_end(call, lambda: until)
             else:
                 # There may be an error of the iterator's that joblib has not told us of, so not for ever.
-                self._wait_for_end(lambda: self._last_submit + _PATIENCE)
+                _wait_for_end(call, lambda: call.last_submit + _PATIENCE)
         yield
 
-    def _wait_for_end(self, deadline: Callable[[], float]) -> None:
-        while self._under_way and not self._failed:
-            self._news.clear()
-            if not self._under_way or self._failed:
-                return
-            left = deadline() - time.monotonic()
-            if left <= 0:
-                return
-            self._news.wait(left)
+
+def _wait_for_end(call: _Call, deadline: Callable[[], float]) -> None:
+    while call.under_way and not call.failed:
+        call.news.clear()
+        if not call.under_way or call.failed:
+            return
+        left = deadline() - time.monotonic()
+        if left <= 0:
+            return
+        call.news.wait(left)
 
 
 def _shared_copies(
@@ -428,6 +476,8 @@ def _in_joblibs_words(error: Exception, name: str) -> Exception:
         return TerminatedWorkerError(pid=error.pid, exitcode=error.exitcode, task=name)
     if type(error) is BrokenPoolError:
         return WorkersNotStartedError(error.reason)
+    if isinstance(error.__cause__, StoreFullError):
+        return error.__cause__  # there is no room for an array that all tasks write to
     if type(error) is SerializationError and error.what == "the arguments":
         culprit = error.culprit and _PLACE_IN_BATCH.sub(_place_in_call, error.culprit)
         return TaskPicklingError(what=name, culprit=culprit, reason=error.reason)
@@ -452,10 +502,29 @@ def _start_worker(
     global _depth
     _depth = depth
     register_joblib_backend()
+    joblib.register_parallel_backend("multiprocessing", _NoMultiprocessing)
     if initializer is not None:
         initializer(*initargs)
 
 
+class _NoMultiprocessing(MultiprocessingBackend):  # type: ignore[misc]  # joblib has no types
+    """joblib's backend of multiprocessing, in a worker: sequential, as in workers of loky.
+
+    A worker's ``__main__`` is not the program's, so functions of that cannot be pickled there.
+    """
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """One."""
+        if n_jobs not in (None, 1):
+            message = "Multiprocessing-backed parallel loops cannot be nested, below shmpool, setting n_jobs=1"
+            warnings.warn(message, stacklevel=3)
+        return 1
+
+
 def _run(batch: Callable[[], list[Any]]) -> list[Any]:
     """What a worker does with a batch."""
+    tasks = getattr(batch, "items", None)
+    if type(tasks) is list:
+        batch.items = OwnArrays(tasks).items()  # type: ignore[attr-defined]
+        del tasks
     return by_file(batch())

@@ -7,8 +7,8 @@
 * **``mmap_mode="r+"``**: arrays of more than ``max_nbytes`` are copied once a call, into memory that all tasks write
   to.  Otherwise each task has its own.
 
-They are found where they are an argument, an item of an argument or a result, up to three containers deep; elsewhere
-(an attribute of an object) they are arrays like any other.
+In tasks they are found wherever they are: attributes, functions that they are bound to, closures.  In results, where
+they are the result, or an item of it, up to three containers deep; elsewhere they are arrays like any other.
 """
 
 from __future__ import annotations
@@ -23,35 +23,29 @@ import numpy as np
 
 from shmpool.store.shared import asarray
 
-__all__ = ["SharedCopies", "by_file", "in_place"]
+__all__ = [
+    "ARRAYS", "CONTAINERS", "DEPTH", "MOST_ITEMS", "Array", "SharedCopies", "by_file", "file_array", "mapped_again",
+    "mapped_file",
+]  # fmt: skip
 
 #: How deep to look into containers, and up to how many items: a list of a million numbers is none of arrays.
-_DEPTH = 3
-_MOST_ITEMS = 100
+DEPTH = 3
+MOST_ITEMS = 100
 
-_ARRAYS = frozenset({np.ndarray, np.memmap})
-_CONTAINERS = frozenset({list, tuple, dict})
-_WORTH_A_LOOK = _ARRAYS | _CONTAINERS
+ARRAYS = frozenset({np.ndarray, np.memmap})
+CONTAINERS = frozenset({list, tuple, dict})
+_WORTH_A_LOOK = ARRAYS | CONTAINERS
 
 Array = np.ndarray[Any, Any]
 Replace = Callable[[Array], Any]
 
 
-def in_place(tasks: list[tuple[Any, Any, Any]], replace: Replace) -> None:
-    """Replace arrays in the arguments of tasks, a list of ``(function, args, kwargs)``."""
-    for index, (function, args, kwargs) in enumerate(tasks):
-        new_args = _replaced(args, replace, _DEPTH)
-        new_kwargs = _replaced(kwargs, replace, _DEPTH) if kwargs else kwargs
-        if new_args is not args or new_kwargs is not kwargs:
-            tasks[index] = function, new_args, new_kwargs
-
-
 def _replaced(value: Any, replace: Replace, depth: int) -> Any:
     """``value`` with arrays replaced; the very same object if there is nothing to replace."""
     cls = type(value)
-    if cls in _ARRAYS:
+    if cls in ARRAYS:
         return replace(value)
-    if cls not in _CONTAINERS or not depth or len(value) > _MOST_ITEMS:
+    if cls not in CONTAINERS or not depth or len(value) > MOST_ITEMS:
         return value
     items = value.values() if cls is dict else value
     new = None
@@ -71,7 +65,7 @@ def _replaced(value: Any, replace: Replace, depth: int) -> Any:
 
 def by_file(results: list[Any]) -> list[Any]:
     """A list of results in which arrays over mapped files travel by the file's name."""
-    return [_replaced(result, file_array, _DEPTH) for result in results]
+    return [_replaced(result, file_array, DEPTH) for result in results]
 
 
 def file_array(array: Array, mode_of_read_only: Literal["r", "c"] = "c") -> Array | FileArray:
@@ -85,43 +79,62 @@ def file_array(array: Array, mode_of_read_only: Literal["r", "c"] = "c") -> Arra
     """
     if array.base is None:
         return array
-    file = _mapped_file(array)
+    file = mapped_file(array)
     # mode "c": the file does not have what was written into the array
     if file is None or file.filename is None or file.mode == "c" or not array.nbytes:
         return array
-    mode = mode_of_read_only if file.mode == "r" or not array.flags.writeable else "r+"
-    first, last = _byte_bounds(array)
-    offset = file.offset + first - _address(file)
+    part = _part(array, file, file.filename)
     try:
-        if os.stat(file.filename).st_size < offset + last - first:
+        if os.stat(part.path).st_size < part.offset + part.nbytes:
             return array
     except OSError:
         return array  # deleted since it was mapped
-    return FileArray(os.fspath(file.filename), mode, offset, last - first, array)
+    part.mode = mode_of_read_only if file.mode == "r" or not array.flags.writeable else "r+"
+    return part
+
+
+def mapped_again(array: Array) -> Array:
+    """Another array over the same part of a mapped file, copy-on-write."""
+    file = mapped_file(array)
+    assert file is not None
+    assert file.filename is not None
+    function, args = _part(array, file, file.filename).__reduce__()
+    made: Array = function(*args)
+    return made
+
+
+def _part(array: Array, file: np.memmap[Any, Any], name: str | os.PathLike[str]) -> FileArray:
+    first, last = _byte_bounds(array)
+    offset = file.offset + first - _address(file)
+    return FileArray(os.fspath(name), offset, last - first, array)
 
 
 class FileArray:
     """Travels in place of an array, and arrives as an array over the same part of the same file."""
 
-    __slots__ = ("_array", "_file")
+    __slots__ = ("_array", "mode", "nbytes", "offset", "path")
 
-    def __init__(
-        self, path: str, mode: Literal["r", "c", "r+"], offset: int, nbytes: int, array: Array
-    ) -> None:
-        self._file = path, mode, offset, nbytes
+    def __init__(self, path: str, offset: int, nbytes: int, array: Array) -> None:
+        self.path = path
+        self.mode: Literal["r", "c", "r+"] = "c"
+        self.offset = offset
+        self.nbytes = nbytes
         self._array = array
 
     def __reduce__(self) -> tuple[Any, ...]:
         array = self._array
-        path, mode, offset, _ = self._file
         flags = array.flags
         if isinstance(array, np.memmap) and flags.forc:
             # What the receiver gets knows its file's name, mode and offset.
             order = "C" if flags.c_contiguous else "F"
-            return np.memmap, (path, array.dtype, mode, offset, array.shape, order)
+            return np.memmap, (self.path, array.dtype, self.mode, self.offset, array.shape, order)
         start = _address(array) - _byte_bounds(array)[0]
         layout = array.dtype, array.shape, array.strides, start
-        return _map_part, (*self._file, *layout, type(array))
+        return _map_part, (
+            *(self.path, self.mode, self.offset, self.nbytes),
+            *layout,
+            type(array),
+        )
 
 
 def _map_part(
@@ -140,7 +153,7 @@ def _map_part(
     return array.view(cls)
 
 
-def _mapped_file(array: Array) -> np.memmap[Any, Any] | None:
+def mapped_file(array: Array) -> np.memmap[Any, Any] | None:
     """The array that maps the file that ``array`` is a part of."""
     base: Any = array
     while isinstance(base, np.ndarray):

@@ -29,12 +29,16 @@ import array
 import io
 import pickle
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-__all__ = ["REDUCTIONS", "Reduction", "Window", "is_contiguous", "learn", "learned", "window"]
+__all__ = [
+    "REDUCTIONS", "Reduction", "Window", "is_contiguous", "learn", "learned", "replacing_arrays", "window",
+]  # fmt: skip
 
 Reduction = Callable[[Any], Any]
 
@@ -82,7 +86,38 @@ def window(
 _EXPORTED = frozenset("biufcSU")
 
 
+class _Replacing(threading.local):
+    by: Callable[[np.ndarray], Any] | None = None
+
+
+_replacing = _Replacing()
+
+
+@contextmanager
+def replacing_arrays(by: Callable[[np.ndarray], Any]) -> Iterator[None]:
+    """While this thread pickles, have other things travel in the place of arrays, wherever these are met.
+
+    Parameters
+    ----------
+    by : callable
+        Given an ndarray or memmap (no other subclass): itself, another ndarray, or something that has a ``__reduce__``.
+        It is not asked about arrays for which the user has registered a serializer.
+    """
+    outer = _replacing.by
+    _replacing.by = by
+    try:
+        yield
+    finally:
+        _replacing.by = outer
+
+
 def _reduce_ndarray(a: np.ndarray) -> Any:
+    by = _replacing.by
+    if by is not None:
+        instead = by(a)
+        if type(instead) is not np.ndarray:
+            return instead.__reduce__()
+        a = instead
     flags = a.flags
     if flags.forc and flags.writeable and a.dtype.kind in _EXPORTED:
         return a.__reduce_ex__(5)
@@ -137,6 +172,15 @@ def _make_subclass(
     cls: type, buffer: Any, dtype: np.dtype, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> Any:
     return np.ndarray.__new__(cls, shape, dtype, np.frombuffer(buffer, np.uint8), 0, strides)
+
+
+def _reduce_memmap(a: Any) -> Any:
+    by = _replacing.by
+    if by is not None:
+        instead = by(a)
+        if instead is not a:
+            return _reduce_ndarray(instead) if type(instead) is np.ndarray else instead.__reduce__()
+    return _reduce_subclass(a)
 
 
 def _reduce_masked(a: Any) -> Any:
@@ -250,7 +294,7 @@ def _reduce_file(obj: Any) -> Any:
 REDUCTIONS: dict[type, Reduction] = {
     np.ndarray: _reduce_ndarray,
     np.matrix: _reduce_subclass,
-    np.memmap: _reduce_subclass,
+    np.memmap: _reduce_memmap,
     np.recarray: _reduce_subclass,
     array.array: _reduce_array,
     memoryview: _reduce_memoryview,

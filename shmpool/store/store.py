@@ -558,6 +558,30 @@ class ObjectStore(Exchange):
             lease = self._addresses.find(address, array.nbytes)
             return lease is not None and self._arenas[lease.block.arena].info.shared
 
+    def is_view(self, memory: Bytes) -> bool:
+        """Do these bytes lie in a view that this store has handed out?"""
+        with self._books:
+            address = memory.__array_interface__["data"][0]
+            return self._addresses.find(address, memory.nbytes) is not None
+
+    def view_again(self, memory: Bytes) -> Bytes:
+        """The same part of the store as ``memory`` is a view of, in a view of its own: without what was written there.
+
+        Parameters
+        ----------
+        memory : ndarray of bytes
+            In a private view that this store has handed out (:meth:`is_view`).
+        """
+        with self._books:
+            address = memory.__array_interface__["data"][0]
+            lease = self._addresses.find(address, memory.nbytes)
+            assert lease is not None
+        first = address - lease.address
+        last = first + memory.nbytes
+        return self._view(lease.block, first, last, "c")[
+            first:last
+        ]  # its block is held by the lease
+
     def new_shared(self, nbytes: int) -> Bytes:
         """A writable view of a new block that every process writes to that receives it; at least one byte."""
         block = self._allocate(nbytes, shared=True)

@@ -16,10 +16,11 @@ import joblib
 import numpy as np
 import pytest
 from joblib import Parallel, delayed
-from support import wait_until
+from support import TIMEUNIT, wait_until
 
 import shmpool
 from shmpool.integrations.joblib import ShmpoolBackend, shutdown_workers
+from shmpool.store.current import get_store
 
 #: Longer than any test takes: what sleeps so long must be ended.
 FOR_EVER = 600
@@ -120,6 +121,18 @@ def threads_of_blas() -> set[int]:
     return {int(library["num_threads"]) for library in threadpoolctl.threadpool_info()}
 
 
+class PickledSlowly:
+    """Its pickling says that it has begun, and waits until it may end."""
+
+    begun = threading.Event()
+    may_end = threading.Event()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.begun.set()
+        assert self.may_end.wait(60 * TIMEUNIT)
+        return int, ()
+
+
 # ---- initializers ----------------------------------------------------------------------------------------------------
 
 _told: Any = "nothing"
@@ -132,6 +145,11 @@ def tell(value: Any) -> None:
 
 def told(_: object = None) -> tuple[int, Any]:
     return os.getpid(), _told
+
+
+def refuse_unless(path: str) -> None:
+    if not os.path.exists(path):
+        raise RuntimeError("this initializer refuses for now")
 
 
 def refuse() -> None:
@@ -160,11 +178,11 @@ def place() -> tuple[int, bool]:
     return os.getpid(), threading.current_thread() is threading.main_thread()
 
 
-def nested_explicitly(n_jobs: int) -> tuple[int, set[int], list[str]]:
+def nested_explicitly(n_jobs: int, backend: str = "shmpool") -> tuple[int, set[int], list[str]]:
     """A call inside of this task that names the backend."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pids = set(parallel(n_jobs)(delayed(pid)() for _ in range(4)))
+        pids = set(Parallel(n_jobs, backend=backend)(delayed(pid)() for _ in range(4)))
     return os.getpid(), pids, [str(warning.message) for warning in caught]
 
 
@@ -188,6 +206,33 @@ def write(array: Any, value: float) -> tuple[float, bool]:
     except ValueError:
         return before, False
     return before, True
+
+
+def add_one(*arrays: Any, into: Any = None) -> float:
+    """What the first item of the first array is, once it is one more in all of them."""
+    for array in arrays:
+        np.add(array, 1, out=array)
+    if into is not None:
+        into["array"][0] += 1
+    return float((arrays[0] if arrays else into["array"]).flat[0])
+
+
+def add_one_and_keep(array: Any, number: int) -> Any:
+    """The array, changed or not."""
+    if number % 2:
+        array += number
+    return array[:3] if number % 3 else array
+
+
+def same_and_add(first: Any, others: list[Any]) -> tuple[bool, float]:
+    first += 1
+    return others[0] is first, float(others[0].flat[0])
+
+
+def views(array: Any) -> int:
+    """How many views of the store this process has."""
+    del array
+    return get_store().stats().holders["views"]
 
 
 def write_row(rows: Any, number: int) -> type:
@@ -216,6 +261,9 @@ class Holder:
     def __init__(self, array: Any) -> None:
         self.array = array
 
+    def put(self, number: int) -> None:
+        put(self.array, number)
+
     def total(self, number: int) -> float:
         return float(self.array.sum()) + number
 
@@ -227,6 +275,22 @@ class Locked:
 
 def write_item(arrays: list[Any], number: int) -> None:
     arrays[0][number, 0] = 10 * number
+
+
+def put(array: Any, number: int) -> None:
+    array[number] = number + 1
+
+
+def put_in_first(arrays: list[Any], number: int) -> None:
+    put(arrays[0], number)
+
+
+def put_in_frame(frame: Any, number: int) -> None:
+    put(frame["x"].to_numpy(), number)
+
+
+def put_deep(nested: Any, number: int) -> None:
+    put(nested[0][0][0][0][0]["x"], number)
 
 
 def sum_of(data: dict[str, Any]) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
 import pickle
+import queue
 import re
 import signal
 import subprocess
@@ -37,6 +39,7 @@ from joblib import Parallel, delayed, parallel_config  # noqa: E402  # after the
 from joblib.externals.loky.process_executor import (  # noqa: E402
     TerminatedWorkerError as LokyWorkerError,
 )
+from joblib.parallel import BatchedCalls  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -198,6 +201,22 @@ def test_an_iterator_of_tasks_may_make_parallel_calls_itself() -> None:
     assert _workers_alive() <= 4
 
 
+def test_a_batch_is_submitted_under_the_name_that_joblib_had_before_1_5() -> None:
+    backend = integration.ShmpoolBackend(nesting_level=0)
+    assert backend.configure(n_jobs=2) == 2
+    try:
+        backend.start_call()
+        came: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        batch = BatchedCalls([(tasks.square, (3,), {})], backend.get_nested_backend())
+        backend.apply_async(batch, came.put)
+        assert backend.retrieve_result_callback(came.get(timeout=60 * TIMEUNIT)) == [9]
+        backend.apply_async(BatchedCalls([(tasks.Locked().lock, (), {})], (None, 1)), came.put)
+        with pytest.raises(pickle.PicklingError, match="Could not pickle the task to send it"):
+            backend.retrieve_result_callback(came.get(timeout=60 * TIMEUNIT))
+    finally:
+        backend.terminate()
+
+
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +294,51 @@ def test_workers_that_ctrl_c_reaches_as_well_stay(tmp_path: Path) -> None:
         call(sleeping)
     watcher.join()
     assert both_workers(call, tmp_path / "after") == before
+
+
+@pytest.fixture
+def pickled_slowly() -> Iterator[type[tasks.PickledSlowly]]:
+    tasks.PickledSlowly.begun.clear()
+    tasks.PickledSlowly.may_end.clear()
+    yield tasks.PickledSlowly
+    tasks.PickledSlowly.may_end.set()
+
+
+def _third_is_slow_to_pickle() -> Iterator[Any]:
+    yield delayed(tasks.identity)(0)
+    yield delayed(tasks.identity)(1)
+    yield delayed(tasks.sleep)(tasks.PickledSlowly())
+
+
+def test_a_task_that_is_being_pickled_when_ctrl_c_comes_does_not_go_on(
+    pickled_slowly: type[tasks.PickledSlowly], tmp_path: Path
+) -> None:
+    def interrupt() -> None:
+        assert pickled_slowly.begun.wait(60 * TIMEUNIT)
+        os.kill(ME, signal.SIGINT)
+
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    with pytest.raises(KeyboardInterrupt):
+        parallel(batch_size=1, pre_dispatch=2)(_third_is_slow_to_pickle())
+    watcher.join()
+    pickled_slowly.may_end.set()
+    assert len(both_workers(parallel(batch_size=1), tmp_path / "after")) == 2
+
+
+@pytest.mark.parametrize("managed", [False, True])
+def test_a_task_that_is_being_pickled_when_its_generator_is_closed_does_not_go_on(
+    managed: bool, pickled_slowly: type[tasks.PickledSlowly], tmp_path: Path
+) -> None:
+    # In a context the next call is the same object's, and has the same backend.
+    call = parallel(batch_size=1, pre_dispatch=2, return_as="generator")
+    with call if managed else contextlib.nullcontext():
+        results = call(_third_is_slow_to_pickle())
+        assert pickled_slowly.begun.wait(60 * TIMEUNIT)
+        with pytest.warns(UserWarning, match="tasks which were still being processed"):
+            results.close()
+        pickled_slowly.may_end.set()
+        assert len(both_workers(call, tmp_path / "after")) == 2
 
 
 def _touch_and_sleep(folder: str, number: int) -> None:
@@ -423,6 +487,17 @@ def test_an_initializer_that_raises_is_an_error_and_the_next_call_works() -> Non
     assert parallel()([delayed(tasks.square)(3)]) == [9]
 
 
+def test_an_initializer_that_raises_once_does_not_break_a_context(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    options = {"initializer": tasks.refuse_unless, "initargs": (str(gate),)}
+    with parallel_config(backend="shmpool", n_jobs=2, **options), Parallel() as call:
+        for _ in range(2):
+            with pytest.raises(LokyWorkerError, match="refuses for now"):
+                call([delayed(tasks.square)(1)])
+        gate.touch()
+        assert call([delayed(tasks.square)(3)]) == [9]
+
+
 def test_idle_workers_leave_and_come_back() -> None:
     call = parallel(idle_worker_timeout=0.2)
     call(delayed(tasks.square)(i) for i in range(4))
@@ -486,6 +561,15 @@ def test_calls_in_tasks_use_threads_and_calls_in_those_none() -> None:
 def test_a_call_in_a_task_that_names_the_backend_has_workers_of_its_own() -> None:
     for worker, pids, warned in parallel()(delayed(tasks.nested_explicitly)(2) for _ in range(2)):
         assert not pids & {worker, ME} and warned == []
+
+
+def test_a_call_in_a_task_that_names_multiprocessing_is_sequential() -> None:
+    # Of functions of __main__ its workers would know nothing.
+    work = [delayed(tasks.nested_explicitly)(n_jobs, "multiprocessing") for n_jobs in (1, 2)]
+    for n_jobs, (worker, pids, warned) in enumerate(parallel()(work), 1):
+        assert pids == {worker}
+        assert len(warned) == n_jobs - 1
+        assert all("cannot be nested, below shmpool" in warning for warning in warned)
 
 
 def test_a_call_in_a_thread_of_a_worker_has_none_and_does_not_warn() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,95 @@ def test_each_task_has_its_own_array_to_write_to(options: dict[str, Any]) -> Non
     answers = parallel(batch_size=1, **options)(delayed(tasks.write)(array, i) for i in range(1, 9))
     assert answers == [(0.0, True)] * 8
     assert not array.any()
+
+
+def _closure_over(array: Any) -> Callable[[int], None]:
+    return lambda number: tasks.put(array, number)
+
+
+#: Where an array may be in a task, and what then is called with a number.
+PLACES: dict[str, Callable[[Any], Callable[[int], None]]] = {
+    "argument": lambda array: partial(tasks.put, array),
+    "bound": lambda array: tasks.Holder(array).put,
+    "attribute": lambda array: partial(tasks.Holder.put, tasks.Holder(array)),
+    "closure": _closure_over,
+    "deep": lambda array: partial(tasks.put_deep, [[[[[{"x": array}]]]]]),
+    "long list": lambda array: partial(tasks.put_in_first, [array, *range(1000)]),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_all_tasks_write_to_one_array_wherever_it_is(place: str) -> None:
+    array = np.zeros(LARGE)
+    with parallel(mmap_mode="r+", batch_size=1) as call:
+        call(delayed(PLACES[place](array))(i) for i in range(8))
+        (seen,) = call([delayed(tasks.identity)([array])])
+    assert seen[0][:8].tolist() == list(range(1, 9))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_tasks_write_is_in_the_file_wherever_the_array_is(place: str, rows: Any) -> None:
+    array = rows[0]
+    parallel(batch_size=1)(delayed(PLACES[place](array))(i) for i in range(8))
+    assert array[:8].tolist() == list(range(1, 9))
+
+
+def test_a_file_that_is_mapped_for_reading_is_each_tasks_own(rows: Any, tmp_path: Path) -> None:
+    for array in (np.memmap(tmp_path / "rows", float, "r"), np.asarray(rows)[:, ::-2]):
+        array.flags.writeable = False
+        answers = parallel(batch_size=20)(delayed(tasks.add_one)(array) for _ in range(40))
+        assert set(answers) == {8.0}
+    assert (rows == 7).all()
+
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "large": lambda: np.zeros(LARGE),
+    "in the message": lambda: np.zeros(100),
+    "Fortran": lambda: np.zeros((300, LARGE // 300), order="F"),
+    "axes": lambda: np.zeros((30, 40, 50)).transpose(2, 0, 1),
+    "strided": lambda: np.zeros(LARGE)[::2],
+    "read-only": lambda: np.broadcast_to(np.zeros(1), (LARGE,)),
+    "structured": lambda: np.zeros(LARGE, [("x", "u1"), ("y", float)])["y"],
+    "objects": lambda: np.array([0.0, "a"], dtype=object)[:1],
+    "0-d": lambda: np.zeros(()),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [50, "auto"])
+def test_tasks_of_a_batch_do_not_see_what_others_have_written(
+    kind: str, batch_size: int | str
+) -> None:
+    array = KINDS[kind]()
+    call = parallel(batch_size=batch_size)
+    assert set(call(delayed(tasks.add_one)(array) for _ in range(200))) == {1.0}
+
+
+@pytest.mark.parametrize("size", [LARGE, 100])
+def test_nor_in_containers_and_by_keyword(size: int) -> None:
+    array, other = np.zeros(size), np.zeros(size)
+    into = {"array": array}
+    call = parallel(batch_size=10)
+    assert call(delayed(tasks.add_one)(into=into) for _ in range(20)) == [1.0] * 20
+    assert call(delayed(tasks.add_one)(array, other, into=into) for _ in range(20)) == [2.0] * 20
+    # What is one array in a task is one there.
+    assert (
+        call(delayed(tasks.same_and_add)(array, [array]) for _ in range(20)) == [(True, 1.0)] * 20
+    )
+
+
+@pytest.mark.parametrize("size", [LARGE, 100])
+def test_what_a_task_has_returned_is_not_changed_by_the_next_of_its_batch(size: int) -> None:
+    array = np.zeros(size)
+    call = parallel(batch_size=30)
+    results = call(delayed(tasks.add_one_and_keep)(array, i) for i in range(60))
+    assert [set(result) for result in results] == [{i if i % 2 else 0} for i in range(60)]
+
+
+def test_a_batch_that_reads_one_array_maps_it_once() -> None:
+    array = np.ones(LARGE)
+    views = parallel(batch_size=50)(delayed(tasks.views)(array) for _ in range(100))
+    assert max(views) == 1
 
 
 @pytest.mark.parametrize("mode", ["r+", "w+"])

@@ -36,9 +36,6 @@ DIFFERENCES = {
     "test_nested_parallel_warnings[multiprocessing-loky-True]": (
         "asks for a warning that calls in workers of multiprocessing are sequential"
     ),
-    "test_nested_parallel_warnings[loky-multiprocessing-True]": (
-        "asks for the warning that multiprocessing has no workers for calls below loky; here it has"
-    ),
     "test_nested_loop[back_compat_backend-shmpool]": "names shmpool where it is not registered",
 }
 
