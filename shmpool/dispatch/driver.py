@@ -119,6 +119,10 @@ class Driver:
 
     # ---------------------------------------------------------------- tasks
 
+    def tasks(self) -> dict[int, Task]:
+        """Those that were taken on and are not settled yet, by number: as it is now."""
+        return self._foreman.table.tasks.copy()
+
     def start_all(self) -> None:
         """Start all workers now, and keep up their number; to be called before anything else."""
         self._machine.start_all = True

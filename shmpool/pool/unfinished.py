@@ -24,7 +24,7 @@ def unfinished(core: Core) -> dict[int, AsyncResult]:
     awaited = cast("list[AsyncResult]", core.callbacks.expected())
     found = {id(result): result for result in awaited}
     theirs = {future for result in awaited for future in result._futures}
-    for number, task in core.executor._driver._tasks.copy().items():
+    for number, task in core.executor._driver.tasks().items():
         if task.future not in theirs:
             found[number] = AsyncResult([task.future], core.callbacks)
     return found
@@ -40,7 +40,7 @@ class TaskQueue:
         """How many there are."""
         if self._core is None:
             return 0
-        tasks = self._core.executor._driver._tasks.copy()
+        tasks = self._core.executor._driver.tasks()
         return sum(not task.started for task in tasks.values())
 
     def empty(self) -> bool:
