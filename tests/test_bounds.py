@@ -325,7 +325,7 @@ def test_a_backlog_under_buffersize_stays_small() -> None:
 @pytest.mark.slow
 def test_large_results_of_a_pool_that_reads_a_generator_stay_few() -> None:
     def produce() -> Iterator[int]:
-        yield from range(200)
+        yield from range(60)
 
     seen = []
     with Peak() as peak:
@@ -334,7 +334,7 @@ def test_large_results_of_a_pool_that_reads_a_generator_stay_few() -> None:
                 seen.append((result.nbytes, int(result[0]), int(result[-1])))
                 del result  # else it is there while the next one is awaited
         pool.join()
-    assert sorted(seen) == [(100 * MB, i, i) for i in range(200)]
+    assert sorted(seen) == [(100 * MB, i, i) for i in range(60)]
     assert peak.most - peak.before < 1500 * MB
 
 

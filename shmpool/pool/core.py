@@ -52,8 +52,6 @@ class Core:
     """
 
     def __init__(self, executor: ShmExecutor) -> None:
-        executor._driver.end_late()
-        executor._start_all_workers()
         self.executor = executor
         self.callbacks = Callbacks()
         self.state: str = RUN
@@ -63,8 +61,11 @@ class Core:
         self._given_up: deque[InOrder | Unordered] = deque()
         self._last_workers: list[ProcessLike] = []
         self._pid = os.getpid()
+        executor._driver.end_late()
+        # Before there are workers: if Ctrl-C comes just after their start, they are all that there is of this pool.
         _living[executor._driver] = self.callbacks
         _end_at_exit()
+        executor._start_all_workers()
 
     def check(self) -> None:
         """Raise unless tasks may be submitted."""

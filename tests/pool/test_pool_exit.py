@@ -6,6 +6,7 @@ main thread has ended), so each program runs with the standard library's pool fi
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -222,3 +223,29 @@ with shmpool.install():
 def test_a_pool_that_cannot_be_loaded_says_it_once(tmp_path: Path) -> None:
     done = run(*PYTHON, str(write_script(tmp_path, FAILED)))
     assert (done.returncode, done.stdout, done.stderr) == (0, "ModuleNotFoundError\n", "")
+
+
+INTERRUPTED = """
+import sys
+import shmpool
+from shmpool.executor import ShmExecutor
+
+start = ShmExecutor._start_all_workers
+
+def start_and_ctrl_c(executor):
+    start(executor)
+    raise KeyboardInterrupt
+
+if __name__ == "__main__":
+    ShmExecutor._start_all_workers = start_and_ctrl_c
+    shmpool.Pool(2, context=sys.argv[1])
+"""
+
+
+def test_ctrl_c_just_after_the_workers_have_started_ends_the_program(
+    start_method: str, tmp_path: Path
+) -> None:
+    """What there is of the pool then are its workers, and nobody else knows of them."""
+    done = run(*PYTHON, str(write_script(tmp_path, INTERRUPTED)), start_method)
+    assert done.stderr.strip().endswith("KeyboardInterrupt"), done.stderr
+    assert done.returncode == -signal.SIGINT

@@ -196,5 +196,5 @@ class ArraysAgainstCopies(RuleBasedStateMachine):
 
 TestArraysAgainstCopies = ArraysAgainstCopies.TestCase
 TestArraysAgainstCopies.settings = settings(
-    max_examples=150, stateful_step_count=40, report_multiple_bugs=False
+    max_examples=100, stateful_step_count=40, report_multiple_bugs=False
 )
