@@ -172,6 +172,8 @@ class Pickling:
             pickler = variant(self._pickler())(stream, self.main, in_band, table)
             _dump(pickler, obj, use, since)
         except Exception as error:
+            # Pieces may be views of files, of the pickler written in Python, that garbage collection closes.
+            del stream[before:]
             raise self._explained(obj, what, error) from error
         return Dumped(stream, buffers)
 
