@@ -63,6 +63,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         del config.stash[_stderr]
 
 
+@pytest.hookimpl(optionalhook=True)  # it is pytest-xdist's
 def pytest_xdist_auto_num_workers() -> int:
     """One test process more than there are processors: a fifth of the time, a test waits for what it has started."""
     return len(os.sched_getaffinity(0)) + 1
