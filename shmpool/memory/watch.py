@@ -41,7 +41,6 @@ import fcntl
 import functools
 import mmap
 import os
-import platform
 import re
 import struct
 import sys
@@ -207,7 +206,7 @@ def _is_filtered() -> bool:
 
 
 def _from_system_call() -> int:
-    number = _SYSCALLS.get(platform.machine()) if sys.maxsize > 1 << 32 else None
+    number = _SYSCALLS.get(os.uname().machine) if sys.maxsize > 1 << 32 else None
     if number is None:
         raise OSError("no number of this system call is known here")
     libc = ctypes.CDLL(None, use_errno=True)

@@ -305,7 +305,7 @@ def test_where_the_system_cannot_do_it_nothing_is_watched(
         monkeypatch.setattr(WriteWatch, "_are_unwritten", lambda *_: True)
     elif what == "other machine":
         monkeypatch.setattr(module, "_is_filtered", lambda: False)
-        monkeypatch.setattr(module.platform, "machine", lambda: "pdp11")
+        monkeypatch.setattr(module, "_SYSCALLS", {"pdp11": 1})
     else:
         monkeypatch.setattr(module, "_is_filtered", lambda: True)
         monkeypatch.setattr(module, "_from_device", refuse)
