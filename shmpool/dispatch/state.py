@@ -443,7 +443,7 @@ class Machine:
         if not self.broken:
             while pending:
                 if self._idle:
-                    worker = next(iter(self._idle))
+                    worker = next(reversed(self._idle))
                 elif self._room:
                     worker = next(iter(self._room))
                     self._room.move_to_end(worker)
