@@ -620,7 +620,7 @@ class ShmExecutor(Executor):
             return last[1]
         what = FUNCTION if once and not self._limits.retries else FUNCTION_AGAIN
         payload = self._store.dump(fn, self._launcher.pickling, what)
-        function = Function(payload, _name(fn))
+        function = Function(payload, _name(fn), once=once)
         if not payload.blocks and payload.data[-3:] == FOUND_BY_NAME and _is_found_by_name(fn):
             # A name and nothing else, so the pickle is good for as long as the name is.
             self._last_function = fn, function

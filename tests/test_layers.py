@@ -82,7 +82,17 @@ ORDER: dict[str, tuple[str, ...]] = {
         ),
     ),
     "wire": ("messages", "packets", "channel"),
-    "worker": ("chunks", "threads", "init", "interrupts", "main", "process", "template", "launch"),
+    "worker": (
+        "chunks",
+        "functions",
+        "threads",
+        "init",
+        "interrupts",
+        "main",
+        "process",
+        "template",
+        "launch",
+    ),
     "dispatch": (
         "future",
         "task",

@@ -231,7 +231,8 @@ class Fleet:
                         return False  # what has been sent of it will be sent again
                     del fds[:MAX_FDS], extras.arenas[:MAX_FDS]
                 call = Call(
-                    number, task.function.payload.data, task.arguments.data, task.limits.readonly, room, extras
+                    number, task.function.payload.data, task.arguments.data, task.limits.readonly, room, extras,
+                    task.function.serial,
                 )  # fmt: skip
                 sent = handle.end.send(messages.encode(call), fds)
         finally:
@@ -285,10 +286,10 @@ def _plain_calls(batch: list[tuple[int, Task]], handle: WorkerHandle, room: int)
         if task.blocks and not all(block.arena in knows for block in task.blocks):
             break
         task.handle = handle
+        function = task.function
+        data = function.payload.data, task.arguments.data
         plain.append(
-            messages.encode_call(
-                number, task.function.payload.data, task.arguments.data, task.limits.readonly, room
-            )
+            messages.encode_call(number, *data, task.limits.readonly, room, function.serial)
         )
     return plain
 

@@ -14,8 +14,9 @@ A worker's life::
 Rules
 
 * A task is in one place: pending, or sent to one worker, or settled (answered, failed, cancelled).
-* Tasks are sent to workers that are ready, oldest first: to an idle one if there is one; else a new worker is started
-  if there may be more; else they are sent ahead to busy ones, as many as keep a worker busy for about a millisecond.
+* Tasks are sent to workers that are ready, oldest first: of idle ones to the one that worked last, whose freed memory
+  is then used again; if there is none, a new worker is started if there may be more; else they are sent ahead to busy
+  ones, as many as keep a worker busy for about a millisecond.
 * When a worker has nothing left to do and nothing is pending, tasks that another has not read are taken back for it.
   So a task never waits for a long one while a worker is idle, and tasks that wait for each other get a worker each.
 * A task with retries is pending again when its worker dies, until it has none left.

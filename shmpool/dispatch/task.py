@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,14 +14,32 @@ from shmpool.worker.process import WorkerHandle
 __all__ = ["Function", "Limits", "Task"]
 
 
+_serials = itertools.count(1)
+
+
 class Function:
-    """A pickled function, shared by the tasks of one call."""
+    """A pickled function, shared by the tasks of one call.
 
-    __slots__ = ("counted", "name", "payload")
+    Parameters
+    ----------
+    payload : Payload
+    name : str
+        For errors.
+    once : bool
+        There will be one task of it.
 
-    def __init__(self, payload: Payload, name: str) -> None:
+    Attributes
+    ----------
+    serial : int
+        No other function of this process has the same; 0 if there will be one task.
+    """
+
+    __slots__ = ("counted", "name", "payload", "serial")
+
+    def __init__(self, payload: Payload, name: str, *, once: bool = False) -> None:
         self.payload = payload
         self.name = name
+        self.serial = 0 if once else next(_serials)
         self.counted = False  # in the executor's figures
 
     def __del__(self) -> None:

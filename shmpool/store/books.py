@@ -211,14 +211,21 @@ class Books:
             lease.watch(view, self._report_gone)
             return view
 
+    def lease_of(self, array: Any) -> Lease | None:
+        """Which view this contiguous array lies in, if this process has handed out one."""
+        with self._books:
+            return self._addresses.find(array.__array_interface__["data"][0], array.nbytes)
+
+    def is_clean(self, lease: Lease) -> bool:
+        """Has its taker not written to a private view?  The caller has an array in it; nobody writes meanwhile."""
+        return lease.is_clean(self._detector)
+
     def _end_lease(self, lease: Lease) -> None:
         block = lease.block
         arena = self._arenas[block.arena]
         self._addresses.remove(lease)
         if lease.alone:
-            if lease.may_be_dirty() and self._detector.is_dirty(
-                lease.first, lease.last - lease.first
-            ):
+            if not lease.is_clean(self._detector):
                 lease.mapping.drop_private_pages(block.offset, block.offset + block.size)
             arena.taken.discard(block.offset)
         if arena.info.shared:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 
-from shmpool.memory.dirty import page_faults
+from shmpool.memory.dirty import DirtyDetector, page_faults
 from shmpool.memory.segment import Bytes, Mapping
 from shmpool.store.blocks import Block
 
@@ -69,6 +69,17 @@ class Lease:
     def may_be_dirty(self) -> bool:
         """Might the taker, who has it alone, have written to it?  Its pages know, but there may be many."""
         return self._faults < 0 or self._faults != page_faults()
+
+    def is_clean(self, detector: DirtyDetector) -> bool:
+        """Has the taker not written to it?  Nobody writes meanwhile."""
+        if not self.may_be_dirty():
+            return True
+        faults = page_faults()
+        if detector.is_dirty(self.first, self.last - self.first):
+            return False
+        if self._faults >= 0:
+            self._faults = faults  # clean until the next
+        return True
 
     def watch(self, view: Bytes, gone: Callable[[Lease], None]) -> None:
         """Call ``gone(self)`` when ``view`` and all that was made from it is gone."""

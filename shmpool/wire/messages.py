@@ -86,7 +86,8 @@ class Extras:
 class Call(NamedTuple):
     """Run a function: the payloads of the function and of (args, kwargs).
 
-    ``room`` is how much memory the worker's arenas may take, in bytes.
+    ``room`` is how much memory the worker's arenas may take, in bytes.  ``serial`` is the function's number: with the
+    same one it is the same, and its blocks have been held since; 0 if it comes once.
     """
 
     task: int
@@ -95,6 +96,7 @@ class Call(NamedTuple):
     readonly: bool = False
     room: int = 0
     extras: Extras | None = None
+    serial: int = 0
 
 
 class Notice(NamedTuple):
@@ -137,10 +139,12 @@ FromParent = Call | Notice
 FromWorker = Ready | Failed | Answer
 
 
-def encode_call(number: int, function: Data, arguments: Data, readonly: bool, room: int) -> bytes:
+def encode_call(
+    number: int, function: Data, arguments: Data, readonly: bool, room: int, serial: int
+) -> bytes:
     """A :class:`Call` without extras, in bytes: the same as :func:`encode` makes, for the hot path."""
     head = _HEAD.pack(
-        _CALL, _READONLY if readonly else 0, number, len(function), len(arguments), room, 0, 0
+        _CALL, _READONLY if readonly else 0, number, len(function), len(arguments), room, serial, 0
     )
     return b"".join((head, function, arguments))
 
@@ -151,11 +155,12 @@ def encode(message: FromParent | FromWorker) -> bytes:
         extras = message.extras
         if not extras:
             return encode_call(
-                message.task, message.function, message.arguments, message.readonly, message.room
-            )
+                message.task, message.function, message.arguments, message.readonly, message.room, message.serial
+            )  # fmt: skip
         flags = (_READONLY if message.readonly else 0) | _EXTRAS
         head = _HEAD.pack(
-            _CALL, flags, message.task, len(message.function), len(message.arguments), message.room, 0, 0
+            _CALL, flags, message.task, len(message.function), len(message.arguments), message.room,
+            message.serial, 0,
         )  # fmt: skip
         return b"".join((head, message.function, message.arguments, _encode_extras(extras)))
     if isinstance(message, Answer):
@@ -196,7 +201,13 @@ def decode(data: Data) -> FromParent | FromWorker:
         middle, end = start + first, start + first + second
         extras = _end(view, end, flags)
         return Call(
-            number, view[start:middle], view[middle:end], bool(flags & _READONLY), third, extras
+            number,
+            view[start:middle],
+            view[middle:end],
+            bool(flags & _READONLY),
+            third,
+            extras,
+            fourth,
         )
     if kind == _ANSWER:
         end = start + first

@@ -27,23 +27,23 @@ class Chunk:
     fn : callable
     """
 
-    __slots__ = ("__qualname__", "_fn")
+    __slots__ = ("__qualname__", "fn")
 
     def __init__(self, fn: Callable[..., Any]) -> None:
-        self._fn = fn
+        self.fn = fn
         #: What the task is called in errors.
         self.__qualname__ = f"a chunk of {getattr(fn, '__qualname__', repr(type(fn).__name__))}"
 
     def __call__(self, *items: Any) -> list[Any]:
         """The results, one for each item."""
-        results = list(map(self._fn, items))
+        results = list(map(self.fn, items))
         if len(results) < len(items):
             # It would end whatever iterates over results, as if there were no more.
             raise RuntimeError(f"the call for {items[len(results)]!r:.100} raised StopIteration")
         return results
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._fn,)
+        return type(self), (self.fn,)
 
 
 class StarChunk(Chunk):
@@ -64,7 +64,7 @@ class StarChunk(Chunk):
 
     def __call__(self, *items: Iterable[Any]) -> list[Any]:
         """The results, one for each item."""
-        fn, values = self._fn, Values(self._mode)
+        fn, values = self.fn, Values(self._mode)
         results = []
         for args in items:
             args = tuple(args)  # noqa: PLW2901  # the item may be read once only
@@ -74,4 +74,4 @@ class StarChunk(Chunk):
         return results
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._fn, self._mode)
+        return type(self), (self.fn, self._mode)

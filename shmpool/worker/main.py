@@ -14,14 +14,13 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from shmpool.config import Config
 from shmpool.errors import SerializationError, WireError
 from shmpool.memory.segment import Mode
 from shmpool.serialize.mainmodule import MainModule
-from shmpool.serialize.pickling import EXCEPTION, FOUND_BY_NAME, RESULT, Pickling
+from shmpool.serialize.pickling import EXCEPTION, RESULT, Pickling
 from shmpool.store import current
 from shmpool.store.blocks import ArenaInfo, Block
 from shmpool.store.heap import HugePages
@@ -31,6 +30,7 @@ from shmpool.store.store import ObjectStore, Payload
 from shmpool.wire import messages
 from shmpool.wire.channel import WorkerEnd, die_with
 from shmpool.wire.messages import Answer, Call, Extras, Failed, Notice, Ready
+from shmpool.worker.functions import Function, Functions
 from shmpool.worker.init import Initializer, Travelled
 from shmpool.worker.interrupts import interrupt_only
 from shmpool.worker.threads import start_capped
@@ -88,7 +88,7 @@ class _Worker:
         self._settings = settings
         self._parent = Peer(upstream=True)
         self._pickling = Pickling(MainModule.live(), store.wanted)
-        self._last_function: tuple[bytes, Any] | None = None
+        self._functions = Functions(store, self._parent)
         self.in_task = False
         self._was_interrupted = False
         self._rests = False
@@ -129,13 +129,18 @@ class _Worker:
     def run(self) -> None:
         """Answer calls until no more can come."""
         store = self._store
+        functions = self._functions
         while True:
+            if functions.keeps_one and not self._end.wait(0):
+                functions.forget()  # and now wait
             while not self._end.wait(store.idle_seconds()):
                 store.give_back_if_idle()
             data = self._end.receive()
             if data is None:
                 return
             message = messages.decode(data)
+            assert isinstance(message, Call | Notice)
+            functions.expect(message)
             if isinstance(message, Call):
                 self._was_interrupted = False
                 self._take(message.extras)
@@ -145,7 +150,7 @@ class _Worker:
                     # Whoever pressed may be about to take back, or to cancel, the tasks that would come next.
                     self._rests = False
                     self._end.wait_for_end(_REST)
-            elif isinstance(message, Notice):
+            else:
                 self._take(message.extras)
                 if message.room:
                     store.set_capacity(message.room)
@@ -165,21 +170,20 @@ class _Worker:
 
     def _answer(self, call: Call) -> None:
         store = self._store
-        function = store.receive(call.function, self._parent)
+        function = self._functions.receive(call)
         arguments = store.receive(call.arguments, self._parent)
-        lent = function.blocks + arguments.blocks
-        mode: Mode = "r" if call.readonly else "c"
+        lent = arguments.blocks
         started = time.perf_counter_ns()
-        ok, result = self._run(function, arguments, mode)
+        ok, result = self._run(function, arguments)
         microseconds = (time.perf_counter_ns() - started) // 1000
         if os.getpid() != self._pid:
             _leave(ok, result)
-        function.release()
         arguments.release()
         ok, payload = self._pack(ok, result)
         del (
             result
         )  # its views, which may be of the arguments, must be gone before asking what is kept
+        lent = lent + self._functions.done(function, lent)
         try:
             arenas = store.introduce(self._parent, payload.blocks) if payload.blocks else []
         except OSError as error:  # out of descriptors
@@ -197,13 +201,13 @@ class _Worker:
             for fd in fds or ():
                 os.close(fd)
 
-    def _run(self, function: Payload, arguments: Payload, mode: Mode) -> tuple[bool, Any]:
+    def _run(self, function: Function, arguments: Payload) -> tuple[bool, Any]:
         """Call the function; its frame, and with it the arguments, are gone when this returns."""
         try:
-            fn = self._function(function, mode)
-            args, kwargs = self._store.load(arguments, mode)
+            fn = self._functions.load(function)
+            args, kwargs = self._store.load(arguments, function.mode)
             if kwargs or any(type(arg) is ObjectRef for arg in args):
-                args, kwargs = _resolved(args, kwargs, mode)
+                args, kwargs = _resolved(args, kwargs, function.mode)
             self.in_task = True
             try:
                 if self._was_interrupted:
@@ -214,16 +218,6 @@ class _Worker:
         except BaseException as error:
             # All of it: SystemExit, KeyboardInterrupt; as in concurrent.futures.
             return False, _with_traceback(error)
-
-    def _function(self, payload: Payload, mode: Mode) -> Callable[..., Any]:
-        """The function; one that is found by name (no state of its own) is looked up once, not for each task."""
-        last = self._last_function
-        if last is not None and last[0] == payload.data:
-            return last[1]  # type: ignore[no-any-return]
-        fn = self._store.load(payload, mode)
-        if not payload.blocks and bytes(payload.data[-3:]) == FOUND_BY_NAME:
-            self._last_function = bytes(payload.data), fn
-        return fn  # type: ignore[no-any-return]
 
     def _pack(self, ok: bool, result: Any) -> tuple[bool, Payload]:
         store, pickling = self._store, self._pickling

@@ -33,11 +33,11 @@ def all_at_once(workers: int = 2, *, ahead: int = 1, most: int = 4) -> Machine:
 
 
 def with_ready_workers(machine: Machine, count: int) -> Machine:
-    """Bring ``count`` workers up, by way of tasks where they are started on demand; all are idle then."""
+    """Bring ``count`` workers up, by way of tasks where they are started on demand; all are idle then, 0 the latest."""
     starts = machine.started()
     if not starts:
         starts = [a for task in range(-count, 0) for a in machine.submitted(task)]
-    for start in starts:
+    for start in reversed(starts):
         assert isinstance(start, Start)
         for action in machine.ready(start.worker):
             assert isinstance(action, Send)
@@ -69,6 +69,18 @@ def test_an_idle_worker_is_used_before_another_is_started():
     machine = with_ready_workers(on_demand(2), 1)
     assert machine.submitted(0) == [Send(0, 0)]
     assert Start(1) in machine.submitted(1)
+
+
+def test_of_those_that_are_idle_the_one_that_worked_last_is_used():
+    """Its memory is warm, and it has what earlier results lay in, for the next."""
+    machine = with_ready_workers(all_at_once(3), 3)
+    for task in range(3):
+        machine.submitted(task)
+    for worker in (1, 2, 0):
+        machine.answered(worker, worker, 1)
+    assert machine.submitted(3) == [Send(3, 0)]
+    machine.answered(0, 3, 1)
+    assert [*machine.submitted(4), *machine.submitted(5)] == [Send(4, 0), Send(5, 2)]
 
 
 def test_the_worker_that_gets_ready_first_gets_the_oldest_task():
@@ -193,8 +205,8 @@ def test_when_several_workers_are_idle_each_takes_a_task_that_waits_behind_anoth
     assert machine.answered_all(2, [(2, 1), (5, 1), (8, 1)]) == [Recall(0, 1)]
     assert machine.recalled(0, []) == [], "it has run them all, but its answers are on their way"
     assert machine.answered_all(0, [(0, 1), (3, 1), (6, 1)]) == [Recall(1, 1)]
-    assert machine.recalled(1, [4]) == [Send(4, 2), Recall(1, 1)], "the other is idle as well"
-    assert machine.recalled(1, [7]) == [Send(7, 0)]
+    assert machine.recalled(1, [4]) == [Send(4, 0), Recall(1, 1)], "the other is idle as well"
+    assert machine.recalled(1, [7]) == [Send(7, 2)]
 
 
 def test_a_recall_that_brings_nothing_is_not_followed_by_another():
@@ -598,7 +610,7 @@ def swept(machine: Machine, times: int) -> list[Action]:
 def test_a_worker_that_was_idle_for_long_leaves():
     machine = with_ready_workers(all_at_once(2), 2)
     assert swept(machine, SWEEPS) == []
-    assert machine.swept() == [Retire(0), Retire(1)]
+    assert machine.swept() == [Retire(1), Retire(0)]
     assert machine.swept() == []
 
 
@@ -656,7 +668,7 @@ def test_a_pool_that_starts_all_starts_the_new_ones_with_the_next_task():
 def test_idle_workers_leave_when_there_are_too_many():
     machine = with_ready_workers(all_at_once(3), 3)
     machine.submitted(0)
-    assert machine.resized(1) == [Retire(1), Retire(2)]
+    assert machine.resized(1) == [Retire(2), Retire(1)]
 
 
 def test_busy_workers_leave_when_they_have_nothing_left_to_do():

@@ -30,7 +30,7 @@ extras = st.builds(
 )  # fmt: skip
 data = st.binary(max_size=60)
 some_message = st.one_of(
-    st.builds(Call, u64, data, data, st.booleans(), u64, extras),
+    st.builds(Call, u64, data, data, st.booleans(), u64, extras, u64),
     st.builds(Answer, u64, st.booleans(), data, u64, u64, st.integers(0, 9), u64, extras),
     st.builds(Notice, extras, u64),
     st.builds(Ready, u64),

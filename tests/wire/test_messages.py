@@ -33,6 +33,7 @@ messages = st.one_of(
         readonly=st.booleans(),
         room=u64,
         extras=some_extras,
+        serial=u64,
     ),
     st.builds(Notice, extras=extras.filter(bool), room=u64),
     st.builds(Ready, u32),
