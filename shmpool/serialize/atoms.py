@@ -30,7 +30,9 @@ def dump_atoms(obj: Any, limit: int) -> bytes | None:
             return None
         if not ATOMS.issuperset(map(type, args)):
             return None
-        if any(type(arg) in SIZED and len(arg) >= limit for arg in args):
+        if not SIZED.isdisjoint(map(type, args)) and any(
+            type(arg) in SIZED and len(arg) >= limit for arg in args
+        ):
             return None
     else:
         return None

@@ -1,14 +1,14 @@
-"""A shorter way to a pickle for what tasks get most: a call with plain arrays, and an array as a result.
+"""A shorter way to a pickle for what tasks get most: calls with plain arrays and numbers, and these as results.
 
-numpy has each array pickled as a call of a function that is found by name, with a dtype that is made by a call of
-another, and has its state set: 5 us to pickle, 3 us to read, and three times as much where processor caches are cold.
-Here the arrays' buffers stand in for them, and the stream says what to make of these.
+numpy has each array, and each number of its own, pickled as a call of a function that is found by name, with a dtype
+that is made by a call of another, and has its state set: 5 us to pickle, 3 us to read, and three times as much where
+processor caches are cold.  Here their buffers stand in for them, and the stream says what to make of these.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,15 +24,20 @@ BARE = b"A"
 #: order, is another one.
 _LETTERS = {id(np.dtype(letter)): letter for letter in "?bBhHiIlLqQefdgFDG"}
 _DTYPES = {letter: np.dtype(letter) for letter in _LETTERS.values()}
+#: The same by the type of a single number.
+_NUMBERS = {dtype.type: letter for letter, dtype in _DTYPES.items()}
 
 
-def dump_bare(obj: Any, in_band: Callable[[pickle.PickleBuffer], bool], limit: int) -> bytes | None:
-    """The stream of an array, or of an (args, kwargs) pair with nothing in args but arrays and atoms; None for others.
+def dump_bare(
+    obj: Any, in_band: Callable[[pickle.PickleBuffer], bool], limit: int, others: Container[type]
+) -> bytes | None:
+    """The stream of an array or number of numpy's, or of an (args, kwargs) pair with such and atoms in args; or None.
 
-    None, too, for what takes more words than it is worth: arrays that are not contiguous, not writable, empty, given
-    twice, or not of numbers; and strings of ``limit`` characters or more, which are not to be copied here.
+    None is for all else, and for what takes more words than it is worth: arrays that are not contiguous, not writable,
+    empty, given twice, or not of numbers; strings of ``limit`` characters or more, which are not to be copied here; and
+    for numbers of types among ``others``, which have another way.
     """
-    if type(obj) is np.ndarray:
+    if type(obj) is np.ndarray or type(obj) in _NUMBERS:
         args: tuple[Any, ...] = (obj,)
     elif type(obj) is tuple and len(obj) == 2:
         args, kwargs = obj
@@ -41,8 +46,8 @@ def dump_bare(obj: Any, in_band: Callable[[pickle.PickleBuffer], bool], limit: i
     else:
         return None
     values: list[Any] = []
-    # For each array: where it stands among the arguments, its dtype's letter, its shape.
-    parts: list[tuple[int, str, tuple[int, ...]]] = []
+    # For each array and number: where it stands among the arguments, its dtype's letter, its shape; None: a number.
+    parts: list[tuple[int, str, tuple[int, ...] | None]] = []
     for arg in args:
         kind = type(arg)
         if kind is np.ndarray:
@@ -57,6 +62,9 @@ def dump_bare(obj: Any, in_band: Callable[[pickle.PickleBuffer], bool], limit: i
             values.append(pickle.PickleBuffer(arg))
         elif kind in ATOMS and not (kind in SIZED and len(arg) >= limit):
             values.append(arg)
+        elif kind in _NUMBERS and kind not in others:
+            parts.append((len(values), _NUMBERS[kind], None))
+            values.append(arg.tobytes())
         else:
             return None
     if not parts:
@@ -70,5 +78,8 @@ def load_bare(stream: bytes | bytearray | memoryview, buffers: Sequence[memoryvi
     is_call, values, parts = pickle.loads(memoryview(stream)[len(BARE) :], buffers=buffers)
     for index, letter, shape in parts:
         array = np.frombuffer(values[index], _DTYPES[letter])
-        values[index] = array if len(shape) == 1 else array.reshape(shape)
+        if shape is None:
+            values[index] = array[0]
+        else:
+            values[index] = array if len(shape) == 1 else array.reshape(shape)
     return (tuple(values), {}) if is_call else values[0]

@@ -116,9 +116,10 @@ class Pickling:
         """
         buffers: list[memoryview] = []
         # Unless the user has another way for arrays.
-        if _table()[np.ndarray] is reductions.REDUCTIONS[np.ndarray]:
+        table = _table()
+        if table[np.ndarray] is reductions.REDUCTIONS[np.ndarray]:
             try:
-                stream = dump_bare(obj, self._aside(buffers), LARGE)
+                stream = dump_bare(obj, self._aside(buffers), LARGE, table)
             except RefError:
                 stream = None  # the other way says where it is
             if stream is not None:

@@ -45,6 +45,16 @@ def test_arrays_arrive_as_they_were(pickling, letter, shape):
     assert back.flags.c_contiguous
 
 
+@pytest.mark.parametrize("letter", LETTERS)
+def test_so_do_single_numbers(pickling, letter):
+    number = np.ones(1, letter)[0]
+    for obj in (number, ((1, number, np.arange(3), number), {})):
+        assert is_bare(pickling, obj)
+        back = there_and_back(pickling, obj)
+        numbers = back[0][1::2] if isinstance(back, tuple) else [back]
+        assert set(map(type, numbers)) == {type(number)} and set(numbers) == {number}
+
+
 def test_so_do_calls_with_arrays_and_atoms(pickling):
     a, b = np.arange(3), np.linspace(0, 1, 1000).reshape(10, 100)
     call = (("__main__", a, None, b, 2.5, True, 1j, b"x"), {})
@@ -87,14 +97,16 @@ class Subclass(np.ndarray):
         np.zeros(3, [("x", "i4"), ("y", "f8")]),
         np.zeros(3, np.dtype("f8", metadata={"unit": "m"})),
         np.zeros(3, "M8[s]"),
-        np.float64(1.5),
+        np.datetime64("2020-01-01", "s"),
+        np.str_("a"),
+        np.zeros(1, [("x", "i4"), ("y", "f8")])[0],
         [np.arange(3)],
         ((np.arange(3), [1]), {}),
         ((np.arange(3),), {"k": 1}),
         (np.arange(3), {}),
         ((1, 2), {}),
     ],
-    ids=range(17),
+    ids=range(19),
 )
 @pytest.mark.filterwarnings("ignore:.*metadata:UserWarning")
 def test_all_else_goes_the_long_way(pickling, obj):
@@ -112,8 +124,8 @@ def test_one_array_given_twice_arrives_as_one(pickling):
 
 def test_long_strings_are_left_to_the_pickler_that_does_not_copy_them():
     call = ((np.arange(3), "x" * 100), {})
-    assert dump_bare(call, lambda _: True, 101)
-    assert dump_bare(call, lambda _: True, 100) is None
+    assert dump_bare(call, lambda _: True, 101, ())
+    assert dump_bare(call, lambda _: True, 100, ()) is None
 
 
 def test_a_serializer_of_the_users_for_arrays_comes_first(pickling):
@@ -125,3 +137,15 @@ def test_a_serializer_of_the_users_for_arrays_comes_first(pickling):
     finally:
         shmpool.deregister_serializer(np.ndarray)
     assert there_and_back(pickling, np.arange(3)).tolist() == [0, 1, 2]
+
+
+def test_so_does_one_for_numbers(pickling):
+    shmpool.register_serializer(
+        np.float64, serializer=lambda _: "a number", deserializer=lambda text: text
+    )
+    try:
+        assert there_and_back(pickling, np.float64(1.5)) == "a number"
+        assert there_and_back(pickling, ((np.float64(1.5), np.arange(3)), {}))[0][0] == "a number"
+        assert is_bare(pickling, np.float32(1.5))
+    finally:
+        shmpool.deregister_serializer(np.float64)
