@@ -321,7 +321,7 @@ class WorkerEnd:
         Hangs up when the parent is gone.
     """
 
-    __slots__ = ("_answers", "_buffer", "calls", "descriptors", "lifeline")
+    __slots__ = ("_answers", "_buffer", "_poller", "calls", "descriptors", "lifeline")
 
     def __init__(self, calls: socket.socket, answers: socket.socket, lifeline: int) -> None:
         self.calls = calls
@@ -329,14 +329,16 @@ class WorkerEnd:
         self.lifeline = lifeline
         self.descriptors = Descriptors()
         self._buffer: bytearray | None = None
+        self._poller: select.poll | None = None
 
     def wait(self, seconds: float | None) -> bool:
         """Wait at most so long or a day for a message or the end of messages; is there one?  None: do not ask."""
         if seconds is None:
             return True
-        poller = select.poll()
-        poller.register(self.calls, select.POLLIN)
-        return bool(poller.poll(1000 * min(seconds, LONGEST_POLL) + 1))
+        if self._poller is None:
+            self._poller = select.poll()
+            self._poller.register(self.calls, select.POLLIN)
+        return bool(self._poller.poll(1000 * min(seconds, LONGEST_POLL) + 1))
 
     def wait_for_end(self, seconds: float) -> None:
         """Wait at most so long for the end of messages, whether there are any or not."""
