@@ -60,6 +60,7 @@ ORDER: dict[str, tuple[str, ...]] = {
             "handover",
             "reductions",
             "text",
+            "tracebacks",
             "parts",
             "search",
             "inspect",

@@ -13,6 +13,7 @@ user's code runs then, and the worker has its next task.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from shmpool.dispatch.foreman import Foreman
 from shmpool.dispatch.settle import Failures, death, each, resolve, settle, without_frames
 from shmpool.dispatch.task import Task
 from shmpool.errors import WireError
+from shmpool.serialize.tracebacks import traceback_in
 from shmpool.store.blocks import ArenaInfo, Block
 from shmpool.store.store import ObjectStore, Payload
 from shmpool.wire import messages
@@ -182,7 +184,17 @@ class Answers:
             if not ok and not isinstance(value, BaseException):
                 raise TypeError(f"what was raised arrived as {value!r:.100}, which is no exception")  # noqa: TRY301
         except BaseException as error:
+            if not ok:
+                self._say_what_was_raised(payload, error)
             ok, value = False, without_frames(error)
         finally:
             payload.release()
         resolve(task.future, ok, value)
+
+    def _say_what_was_raised(self, payload: Payload, error: BaseException) -> None:
+        """What a task has raised cannot be unpickled, which raised ``error``: the worker's traceback goes with that."""
+        text = ""
+        with contextlib.suppress(Exception):  # no room for views of it, say
+            text = self._store.load(payload, "r", traceback_in).strip('\n"')
+        if text:
+            error.add_note(f"while this was unpickled, which the task had raised:\n{text}")

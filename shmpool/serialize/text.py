@@ -112,14 +112,15 @@ class _Unpickler(pickle.Unpickler):
 
 def load_lent(stream: bytes | bytearray | memoryview, buffers: Sequence[memoryview]) -> Any:
     """The object again, from a stream that begins with :data:`MARK`."""
-    return _Unpickler(_Reader(stream), buffers=buffers).load()
+    return _Unpickler(Reader(stream), buffers=buffers).load()
 
 
-class _Reader(io.RawIOBase):
+class Reader(io.RawIOBase):
     """A stream in memory as a file, of which large parts are copied straight to where they belong."""
 
     def __init__(self, stream: bytes | bytearray | memoryview) -> None:
-        self._view = memoryview(stream)[len(MARK) :]
+        view = memoryview(stream)
+        self._view = view[len(MARK) :] if view[: len(MARK)] == MARK else view
 
     def readable(self) -> bool:
         return True

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -419,7 +419,7 @@ class ObjectStore(Exchange):
 
     # ---------------------------------------------------------------- objects in
 
-    def load(self, payload: Payload, mode: Mode) -> Any:
+    def load(self, payload: Payload, mode: Mode, read: Callable[..., Any] = loads) -> Any:
         """The object again, its large buffers as views of the store.
 
         Parameters
@@ -428,6 +428,8 @@ class ObjectStore(Exchange):
             Still held by the caller.
         mode : {"c", "r"}
             Whether the views are private and writable, or read-only.
+        read : callable
+            Given the stream and the buffers, makes the object, or something else, of them.
         """
         data = payload.data
         if len(data) and data[0] == wire_form.PLAIN:
@@ -443,7 +445,7 @@ class ObjectStore(Exchange):
             buffers = self._buffers(layout, mode) if layout.spans else []
         outer, travelling.store = travelling.store, self
         try:
-            return loads(stream, buffers)
+            return read(stream, buffers)
         finally:
             travelling.store = outer
 
