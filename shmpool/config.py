@@ -83,6 +83,10 @@ class Config(NamedTuple):
     prefetch_max: int = 32
     #: Enough tasks are sent ahead to keep a worker busy for this long, in microseconds.
     prefetch_us: int = 1000
+    #: Seconds for which a thread that waits for a short task's result asks again and again before it sleeps, if there
+    #: is a processor to spare: to be woken takes 40 us and more, as long as all the rest of a task that does nothing.
+    #: 0 = never.
+    spin_seconds: float = 150e-6
     #: Freed pages stay warm, since recycled memory is several times as fast as fresh memory: up to this many bytes, or
     #: so many that together with what is in use they are no more than what was in use at a time lately ...
     warm_bytes: int = 256 * MIB
@@ -127,6 +131,7 @@ class Config(NamedTuple):
             memory_backend=backend,  # type: ignore[arg-type]  # checked above
             inline_limit=_size(env, "SHMPOOL_INLINE_LIMIT", default.inline_limit),
             arena_min=_size(env, "SHMPOOL_ARENA_MIN", default.arena_min),
+            spin_seconds=_seconds(env, "SHMPOOL_SPIN_SECONDS", default.spin_seconds),
             warm_seconds=_seconds(env, "SHMPOOL_WARM_SECONDS", default.warm_seconds),
             dirty_detector=detector,
             watch_writes=env.get("SHMPOOL_WATCH_WRITES") != "0",

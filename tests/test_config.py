@@ -20,6 +20,7 @@ README = Path(__file__).parents[1] / "README.md"
         ("SHMPOOL_INLINE_LIMIT", "much", "size"),
         ("SHMPOOL_ARENA_MIN", "-1", "at least one byte"),
         ("SHMPOOL_WARM_SECONDS", "soon", "number of seconds"),
+        ("SHMPOOL_SPIN_SECONDS", "a while", "number of seconds"),
         ("SHMPOOL_WORKER_THREADS", "-1", "number of threads"),
     ],
 )

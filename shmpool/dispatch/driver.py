@@ -90,7 +90,7 @@ class Driver:
         self._attention = attention = Attention(self._lock)
         self._foreman = foreman = Foreman(self._lock, machine, store, attention, wakeup)
         self._answers = answers = Answers(foreman, store)
-        self._leading = Leading(foreman, attention, answers)
+        self._leading = Leading(foreman, attention, answers, store.config.spin_seconds)
         self._rounds = rounds = Rounds(foreman, attention, answers, wakeup, store, idle_timeout)
         self._lifetime = Lifetime(foreman, attention, wakeup, rounds, store, make_starters, cleanup)
         self.pid = os.getpid()

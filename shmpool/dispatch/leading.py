@@ -15,6 +15,7 @@ lock; a thread may look without it whether it is the one, since only itself make
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import Literal
@@ -48,12 +49,18 @@ class Leading:
     foreman : Foreman
     attention : Attention
     answers : Answers
+    spin_seconds : float
+        For so long a thread asks again and again before it sleeps, where that is worth while.
     """
 
-    def __init__(self, foreman: Foreman, attention: Attention, answers: Answers) -> None:
+    def __init__(
+        self, foreman: Foreman, attention: Attention, answers: Answers, spin_seconds: float
+    ) -> None:
         self._foreman = foreman
         self._attention = attention
         self._answers = answers
+        self._spin_seconds = spin_seconds
+        self._cpus = len(os.sched_getaffinity(0))
         self._leads: dict[int, _Lead] = {}  # by thread
 
     def lead(self, number: int, future: TaskFuture, timeout: float | None) -> None:
@@ -70,14 +77,14 @@ class Leading:
         """Read answers once; False if this thread cannot help.  Of all this, Ctrl-C ends nothing but the wait."""
         attention, lock = self._attention, self._foreman.lock
         with lock:
-            lead = self._start(number)
+            lead, spin = self._start(number), self._spin()
         if lead is None:
             return False
         answers, moved = None, False
         try:
             seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
             with heard():
-                there = lead.handle.wait(seconds, attention.bell)
+                there = lead.handle.wait(seconds, attention.bell, spin)
             lead.doing = "reads"
             if there and self._is_leading(lead):
                 answers = self._answers.read(lead.handle, copy=True)
@@ -99,6 +106,17 @@ class Leading:
         lead = self._leads[threading.get_ident()] = _Lead(handle)
         self._attention.begin_leading(handle, number)
         return lead
+
+    def _spin(self) -> float:
+        """For how many seconds it is worth while to ask again and again whether there is an answer.
+
+        To be woken takes as long as a short task.  But who asks again and again needs a processor: so only if there is
+        one to spare, and tasks are short.
+        """
+        machine = self._foreman.machine
+        if machine.microseconds < 1e6 * self._spin_seconds and machine.busy < self._cpus:
+            return self._spin_seconds
+        return 0.0
 
     def _stop(self, handle: WorkerHandle) -> bool:
         """Leave the worker's answers to the dispatcher again; True if the task was moved to another worker."""

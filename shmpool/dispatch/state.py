@@ -224,6 +224,16 @@ class Machine:
         state = self._workers.get(worker)
         return 0 if state is None else len(state.tasks)
 
+    @property
+    def busy(self) -> int:
+        """How many workers have something to do, or are about to be ready for it."""
+        return len(self._workers) - len(self._idle)
+
+    @property
+    def microseconds(self) -> float:
+        """How long tasks take, of late; a second as long as nothing is known."""
+        return self._microseconds
+
     def is_running(self, worker: int, task: int, unread: Collection[int]) -> bool:
         """Does a worker run a task, if these are what it has not read?  If it has read others, they came after it."""
         state = self._workers.get(worker)

@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -147,14 +148,24 @@ class WorkerHandle:
             self.exited = process.sentinel
             self._own_pidfd = False
 
-    def wait(self, seconds: float | None, bell: int) -> bool:
-        """Wait for an answer, at most so long or a day, until the bell rings or the worker has ended; is there one?"""
+    def wait(self, seconds: float | None, bell: int, spin: float = 0.0) -> bool:
+        """Wait for an answer, at most so long or a day, until the bell rings or the worker has ended; is there one?
+
+        ``spin``: for so many seconds ask again and again, so that this thread need not be woken.
+        """
         if self._poller is None:
             self._poller = select.poll()
             for fd in (self.end.answers.fileno(), self.exited, bell):
                 self._poller.register(fd, select.POLLIN)
-        milliseconds = None if seconds is None else 1000 * min(seconds, LONGEST_POLL)
-        ready = dict(self._poller.poll(milliseconds))
+        poll = self._poller.poll
+        found: list[tuple[int, int]] = []
+        if spin:
+            until = time.monotonic() + (spin if seconds is None else min(spin, seconds))
+            while not (found := poll(0)) and time.monotonic() < until:
+                pass  # each time, other threads may have the interpreter
+        if not found:
+            found = poll(None if seconds is None else 1000 * min(seconds, LONGEST_POLL))
+        ready = dict(found)
         return self.exited not in ready and self.end.answers.fileno() in ready
 
     def leave(self) -> None:
