@@ -365,6 +365,12 @@ NO_POOL = (
 
 # What a program is, and what is on standard error in the end.
 REPORTED = {
+    "nothing, and nothing of shmpool's was ever imported": (
+        "number = 1",
+        """\
+        shmpool: no pool of multiprocessing or concurrent.futures was opened in the main process
+        """,
+    ),
     "nothing": ("pass", NO_POOL),
     "a name that is not used": ("from multiprocessing.pool import Pool", NO_POOL),
     "small things": (

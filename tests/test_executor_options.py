@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import io
 import os
 import signal
@@ -507,3 +508,7 @@ def test_a_bar_counts_what_is_submitted():
 def test_progress_that_makes_no_sense_is_refused():
     with ShmExecutor(1, "fork") as executor, pytest.raises(TypeError, match="progress must be"):
         executor.options(progress=3)
+
+
+def test_the_signature_shows_what_is_not_given():
+    assert "timeout: 'float | None' = <as it was>" in str(inspect.signature(ShmExecutor.options))

@@ -5,8 +5,10 @@ SIGINT is sent by ``signal.raise_signal``, which has it handled before the next 
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
@@ -218,3 +220,22 @@ def test_a_thread_is_not_over_because_ctrl_c_ended_the_waiting_for_it():
     go.set()
     thread.join()
     assert not thread.is_alive()
+
+
+def test_in_a_subinterpreter_which_gets_no_signals_sections_are_just_code():
+    try:
+        interpreters = importlib.import_module("_xxsubinterpreters")
+    except ModuleNotFoundError:  # from Python 3.13 on
+        interpreters = importlib.import_module("_interpreters")
+    number = interpreters.create()
+    try:
+        failed = interpreters.run_string(
+            number,
+            f"import sys; sys.path[:] = {sys.path!r}\n"
+            "from shmpool.interrupts import WholeLock, whole\n"
+            "lock = WholeLock()\n"
+            "with whole, lock: pass\n",
+        )
+        assert failed is None, failed
+    finally:
+        interpreters.destroy(number)

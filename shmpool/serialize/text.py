@@ -122,9 +122,6 @@ class Reader(io.RawIOBase):
         view = memoryview(stream)
         self._view = view[len(MARK) :] if view[: len(MARK)] == MARK else view
 
-    def readable(self) -> bool:
-        return True
-
     def readinto(self, target: Any, /) -> int:
         n = min(len(target), len(self._view))
         target[:n] = self._view[:n]

@@ -303,3 +303,13 @@ def get_sum(ref: Any) -> float:
 
 def fit_and_score(estimator: Any, x: Any, y: Any, alpha: float) -> float:
     return float(estimator.set_params(alpha=alpha).fit(x, y).score(x, y))
+
+
+def write_and_compare(one: Any, other: Any) -> tuple[bool, float, float]:
+    before = float(one[0][0])
+    one[0][0] += 1
+    return one is other, before, float(other[0][0])
+
+
+def address_of(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]

@@ -750,3 +750,19 @@ def test_nothing_warns() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         parallel()(delayed(tasks.first_and_sum)(np.ones(1 << 18)) for _ in range(20))
+
+
+def test_workers_that_are_ended_in_the_middle_of_a_call_finish_it() -> None:
+    results = parallel(batch_size=1, pre_dispatch=2, return_as="generator")(
+        delayed(tasks.square)(i) for i in range(300)
+    )
+    assert next(results) == 0
+    shutdown_workers()
+    assert list(results) == [i * i for i in range(1, 300)]
+    assert parallel()(delayed(tasks.square)(i) for i in range(4)) == [0, 1, 4, 9]
+
+
+def test_a_batch_that_comes_after_the_end_of_its_call_is_cancelled() -> None:
+    """joblib may submit one more, from the thread of a callback."""
+    backend = integration.ShmpoolBackend(nesting_level=0)
+    assert backend._submitted(None, BatchedCalls([], ("sequential", 1))).cancelled()

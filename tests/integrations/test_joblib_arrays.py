@@ -398,3 +398,20 @@ def test_threads_that_pass_one_array_see_it_whole() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_list_given_twice_to_a_task_of_a_batch_is_one_list_there() -> None:
+    """With an array of its own in it, since another task of the batch is given that, too."""
+    shared = [np.zeros(LARGE), 1]
+    work = [delayed(tasks.write_and_compare)(shared, shared) for _ in range(4)]
+    assert parallel(batch_size=4)(work) == [(True, 0.0, 1.0)] * 4
+    assert shared[0][0] == 0
+
+
+def test_a_read_only_array_of_several_tasks_of_a_batch_is_one() -> None:
+    """Nobody can write to it, so nobody needs one of his own."""
+    array = np.ones(LARGE)
+    array.flags.writeable = False
+    work = [delayed(tasks.address_of)(array) for _ in range(4)]
+    found = parallel(batch_size=4, mmap_mode="r")(work)
+    assert len(set(found)) <= 2, "one for each worker"

@@ -100,3 +100,26 @@ def test_what_is_raised_meanwhile_waits_for_the_other_thread(started):
     with pytest.raises(KeyboardInterrupt):
         bulk._in_two(work, LARGE)
     assert done == [(LARGE // 2 // 4096 * 4096, LARGE)]
+
+
+def test_an_interruption_waits_for_the_other_thread(started, monkeypatch):
+    """Else it would write to memory that is somebody else's by then."""
+    allocate = _thread.allocate_lock
+
+    class Lock:
+        def __init__(self):
+            self.lock, self.taken = allocate(), 0
+            self.release = self.lock.release
+
+        def acquire(self):
+            self.taken += 1
+            if self.taken == 2:
+                raise KeyboardInterrupt
+            return self.lock.acquire()
+
+    monkeypatch.setattr(_thread, "allocate_lock", Lock)
+    source, target = counted(LARGE), np.zeros(LARGE, np.uint8)
+    with pytest.raises(KeyboardInterrupt):
+        bulk.copy(target, source)
+    assert len(started) == 1
+    assert np.array_equal(target, source)

@@ -292,7 +292,11 @@ def refuse(*_: object, **__: object) -> int:
 
 @pytest.mark.usefixtures("no_verdict_yet")
 @pytest.mark.parametrize(
-    "what", ["no userfaultfd", "no pagemap", "nonsense", "other machine", "filtered, no device"]
+    "what",
+    [
+        *("no userfaultfd", "no pagemap", "nonsense", "other machine", "filtered, no device"),
+        *("unknown to the kernel", "another interface"),
+    ],
 )
 def test_where_the_system_cannot_do_it_nothing_is_watched(
     what: str, array: np.ndarray, monkeypatch: pytest.MonkeyPatch
@@ -303,6 +307,11 @@ def test_where_the_system_cannot_do_it_nothing_is_watched(
         monkeypatch.setattr(pagemap, "PAGEMAP", "/proc/self/no-such-file")
     elif what == "nonsense":
         monkeypatch.setattr(WriteWatch, "_are_unwritten", lambda *_: True)
+    elif what == "unknown to the kernel":
+        monkeypatch.setattr(module, "_is_filtered", lambda: False)
+        monkeypatch.setattr(module, "_SYSCALLS", {os.uname().machine: 1_000_000})
+    elif what == "another interface":
+        monkeypatch.setattr(module, "_UFFDIO_API", module._UFFDIO_API + 7)
     elif what == "other machine":
         monkeypatch.setattr(module, "_is_filtered", lambda: False)
         monkeypatch.setattr(module, "_SYSCALLS", {"pdp11": 1})
@@ -310,9 +319,11 @@ def test_where_the_system_cannot_do_it_nothing_is_watched(
         monkeypatch.setattr(module, "_is_filtered", lambda: True)
         monkeypatch.setattr(module, "_from_device", refuse)
         monkeypatch.setattr(module, "_from_system_call", lambda: pytest.fail("it may be deadly"))
+    before = len(os.listdir("/proc/self/fd"))
     watch = WriteWatch()
     assert watch.watch(array.ctypes.data, array.nbytes) is None
     watch.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_where_a_range_cannot_be_protected_none_is_watched_and_nothing_stays(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import multiprocessing
+import multiprocessing.pool
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from executor_tasks import SOON
 from support import wait_until
 
 from shmpool.pool import Pool
+from shmpool.pool.process import WorkerContext
 
 
 def make_standard(workers: int) -> Any:
@@ -120,3 +123,19 @@ def test_how_much_waits_for_a_worker(gate: Any) -> None:
         assert pool._taskqueue.qsize() == 0
     pool.join()
     assert object.__new__(Pool)._taskqueue.qsize() == len(object.__new__(Pool)._cache) == 0
+
+
+def test_the_state_may_be_set_as_code_does_that_wants_no_more_tasks() -> None:
+    with Pool(1, context="fork") as pool:
+        pool._state = multiprocessing.pool.CLOSE
+        with pytest.raises(ValueError, match="Pool not running"):
+            pool.apply(abs, (-1,))
+        pool._state = multiprocessing.pool.RUN
+        assert pool.apply(abs, (-1,)) == 1
+    pool.join()
+
+
+def test_the_workers_context_can_be_copied() -> None:
+    again = copy.copy(WorkerContext(multiprocessing.get_context("fork")))
+    assert again.get_start_method() == "fork"
+    assert again.Process(target=abs).name.startswith("ForkPoolWorker")

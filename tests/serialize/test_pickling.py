@@ -619,3 +619,37 @@ def test_reductions_that_were_registered_with_copyreg_are_used(plain, careful):
     assert not careful
     with pytest.raises(SerializationError):
         plain.dumps(Handle("x"), OBJECT)
+
+
+def test_large_buffers_that_are_not_wanted_out_of_band_are_part_of_the_stream():
+    pickling = Pickling(MainModule.nothing(), lambda view: False)
+    obj = [np.arange(50_000.0), {"a": np.arange(7)}]
+    stream, buffers = pickling.dumps(obj, OBJECT)
+    assert not buffers
+    back = loads(b"".join(stream), [])
+    assert np.array_equal(back[0], obj[0])
+    assert np.array_equal(back[1]["a"], obj[1]["a"])
+
+
+@pytest.mark.parametrize("make", [lambda: np.zeros((0, 3)), lambda: np.array([1, [2]], object)])
+def test_of_a_class_that_was_learned_what_has_no_buffer_goes_its_own_way(make):
+    class Learned(np.ndarray):
+        pass
+
+    Learned.__qualname__ = "Learned"
+    globals()["Learned"] = Learned
+    try:
+        pickling = Pickling(MainModule.nothing(), lambda view: view.nbytes >= 1000)
+        large = np.arange(10_000.0).view(Learned)
+        stream, buffers = pickling.dumps([large], OBJECT)
+        assert len(buffers) == 1, "it was learned"
+        obj = make().view(Learned)
+        stream, buffers = pickling.dumps([obj], OBJECT)
+        assert not buffers
+        (back,) = loads(b"".join(stream), [])
+        assert type(back) is Learned
+        assert back.shape == obj.shape
+        assert back.dtype == obj.dtype
+        assert list(back.flat) == list(obj.flat)
+    finally:
+        del globals()["Learned"]

@@ -21,7 +21,7 @@ from shmpool.memory.dirty import AlwaysDirty
 from shmpool.store.peer import Peer
 from shmpool.wire.messages import Call, Notice
 from shmpool.worker.chunks import Chunk
-from shmpool.worker.functions import Function, Functions
+from shmpool.worker.functions import Function, Functions, _Watched
 
 SIZE = 30_000
 
@@ -282,3 +282,16 @@ def test_nothing_is_held_when_the_calls_are_through():
         assert [*executor.map(partial(tasks.sum_of, array), range(50))] == [SIZE] * 50
         del array
         wait_until(lambda: executor.stats().store.blocks == 0, 60, "the blocks to be free")
+
+
+def test_what_is_not_known_well_enough_is_not_watched(calls):
+    """Arrays outside of the store are only compared if they are small; and what has a strange name has none."""
+    large = np.ones(SIZE)
+    assert _Watched.of(partial(tasks.sum_of, large), calls.store) is None
+    assert _Watched.of(partial(tasks.sum_of, large[:9]), calls.store) is not None
+
+    class Odd:
+        __module__ = None
+        __call__ = tasks.sum_of
+
+    assert _Watched.of(partial(Odd(), large[:9]), calls.store) is None

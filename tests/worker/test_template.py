@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -251,3 +252,32 @@ def test_workers_whose_exit_codes_are_lost_are_replaced_and_end_all_the_same(
     assert lines == ["died", "died", "False", "[]"]
     if seen is not None:
         assert shown == {str({seen})}
+
+
+def test_a_template_that_cannot_be_asked_leaves_no_descriptors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Then there is no worker for now; the next event tries again."""
+    with ShmExecutor(1, "fork") as executor:
+        replace_the_worker(executor)
+        assert executor.submit(abs, -1).result(SOON) == 1
+        send = socket.send_fds
+        refused = []
+
+        def send_fds(*args: object) -> int:
+            if not refused:
+                refused.append(args)
+                raise OSError(errno.ETOOMANYREFS, "too many descriptors are under way")
+            return send(*args)
+
+        before = len(os.listdir("/proc/self/fd"))
+        monkeypatch.setattr(socket, "send_fds", send_fds)
+        replace_the_worker(executor)
+
+        def works() -> bool:
+            future = executor.submit(abs, -2)
+            return future.exception(SOON) is None and future.result() == 2
+
+        wait_until(works, 60, "another worker")
+        assert len(refused) == 1
+        assert len(os.listdir("/proc/self/fd")) == before

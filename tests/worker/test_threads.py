@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,19 @@ if __name__ == "__main__":
 
 def test_a_finalizer_may_start_an_executor_while_another_one_starts(tmp_path: Path) -> None:
     assert run_script(tmp_path, FINALIZER, "fork") == "5\n1\n"
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_numbas_number_of_threads_stays_if_numba_has_started_them(
+    monkeypatch: pytest.MonkeyPatch, running: bool
+) -> None:
+    """It raises when the variable has changed by the next time that it compiles something."""
+    numba = types.SimpleNamespace(_is_initialized=running)
+    monkeypatch.setitem(sys.modules, "numba.np.ufunc.parallel", numba)
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "before")
+        monkeypatch.delenv(name)
+    threads.start_capped(2)
+    found = {name: os.environ.pop(name, None) for name in VARIABLES}
+    expected = dict.fromkeys(VARIABLES, "2")
+    assert found == (expected | {"NUMBA_NUM_THREADS": None} if running else expected)
