@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ from shmpool.worker.chunks import Chunk
 
 __all__ = ["Function", "Functions"]
 
+#: Types of what may be found by a name.
+_NAMED = frozenset({FunctionType, BuiltinFunctionType, type, np.ufunc, type(np.sum)})
 #: In bytes. Arrays that are not in the store, but came in the message, are copied and compared.
 _SMALL = 1 << 17
 
@@ -275,6 +278,8 @@ def _bound(fn: Any) -> Iterator[Any]:
 
 def _is_named(value: Any) -> bool:
     """Is it what is found by its name, so that all of a process share it anyway?"""
+    if type(value) not in _NAMED:
+        return False  # to ask for its name could run code of the user's
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if not (isinstance(module, str) and isinstance(name, str)):
         return False

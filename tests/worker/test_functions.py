@@ -291,7 +291,11 @@ def test_what_is_not_known_well_enough_is_not_watched(calls):
     assert _Watched.of(partial(tasks.sum_of, large[:9]), calls.store) is not None
 
     class Odd:
-        __module__ = None
         __call__ = tasks.sum_of
 
+        def __getattribute__(self, name):
+            pytest.fail("code of the user's was run")
+
     assert _Watched.of(partial(Odd(), large[:9]), calls.store) is None
+    assert _Watched.of(partial(tasks.sum_of, large[:9], Odd()), calls.store) is None
+    assert _Watched.of(partial(lambda array, _: array, large[:9]), calls.store) is None
