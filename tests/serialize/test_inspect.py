@@ -755,3 +755,10 @@ def test_the_phrase_comes_quickly_for_usual_objects():
     for _ in range(20):
         culprit_path(args, "args")
     assert (time.thread_time() - start) / 20 < 0.05
+
+
+def test_a_program_without_a_console_is_told_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    ok, failures = inspect_serializability(threading.Lock())
+    assert not ok
+    assert failures

@@ -653,3 +653,25 @@ def test_of_a_class_that_was_learned_what_has_no_buffer_goes_its_own_way(make):
         assert list(back.flat) == list(obj.flat)
     finally:
         del globals()["Learned"]
+
+
+def test_a_storage_that_is_shared_stays_shared(torch):
+    """torch hands over its descriptor, as ever, and not a copy of what is in it."""
+    pickling = Pickling(MainModule.nothing(), lambda view: view.nbytes >= 1000)
+    tensor = torch.arange(3000.0).share_memory_()
+    stream, buffers = pickling.dumps([tensor.untyped_storage()], ARGUMENTS)
+    assert not buffers
+    (back,) = loads(b"".join(stream), [])
+    torch.tensor([], dtype=torch.float32).set_(back)[0] = 7
+    assert tensor[0] == 7
+    resource_sharer.stop()
+
+
+def test_arrow_strings_in_several_pieces_arrive_as_they_were(plain):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    words = [pandas.Series([text] * 2000, dtype="string[pyarrow]") for text in ("one", "two")]
+    both = pandas.concat(words)
+    assert both.array._pa_array.num_chunks == 2
+    back, _ = out(plain, both)
+    assert back.equals(both)

@@ -47,6 +47,7 @@ def packed(error: BaseException) -> tuple[bytes, list[memoryview]]:
         [1, {2: Loud()}, {3}, frozenset([4])],
         np.arange(1000.0),
         "x" * 100_000,
+        "x" * 3_000_000,  # lent to the stream
         b"x" * 100_000,
         dt.datetime(2020, 1, 1, tzinfo=dt.UTC),
         collections.OrderedDict(a=collections.Counter("abc")),
