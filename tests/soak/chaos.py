@@ -15,6 +15,8 @@ from typing import Self
 from .load import Circumstances
 from .processes import descendants, is_alive, send_signal
 
+#: So many pauses after it was about to be ready, a worker surely is.
+GROWS_UP = 3
 #: What a worker is said to have ended with when the process that could have known has ended before it.
 UNKNOWN = 255
 
@@ -22,8 +24,8 @@ UNKNOWN = 255
 class Chaos:
     """Kills, stops and continues workers while a ``with`` block runs.
 
-    Three workers in a row that die before they have started break a pool, as they should: so no second one is killed
-    young before another has started.
+    Three workers in a row that die before they are ready break a pool, as they should: so no second one is killed young
+    before another one, which has started since, has grown up.
 
     Parameters
     ----------
@@ -63,7 +65,8 @@ class Chaos:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="chaos")
         self._stopped: dict[int, float] = {}  # until when
-        self._young: int | None = None  # how many had started when one was killed young
+        self._killed_young: set[int] = set()
+        self._last_young = 0.0  # when one was killed
         self.tally: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
@@ -113,12 +116,14 @@ class Chaos:
             self.tally["stops"] += 1
 
     def _kill(self, pid: int) -> None:
-        if not (self._folder / f"{pid}.started").exists():
-            started = len(list(self._folder.glob("*.started")))
-            if self._young is not None and started <= self._young:
+        grown = self._grown_up()
+        if pid not in grown:
+            if self._last_young and all(since < self._last_young for since in grown.values()):
                 return
-            self._young = started
-            self.tally["killed before they had started"] += 1
+            self._last_young = time.time()
+            self._killed_young.add(pid)
+            if not (self._folder / f"{pid}.started").exists():
+                self.tally["killed before they had started"] += 1
         if pid not in self._workers or not is_alive(pid):
             return
         if pid not in self._circumstances.killed:
@@ -126,6 +131,16 @@ class Chaos:
             self.tally["killed while stopped"] += pid in self._stopped
         self._circumstances.killed.add(pid)
         send_signal(pid, signal.SIGKILL)
+
+    def _grown_up(self) -> dict[int, float]:
+        """When workers started that are surely ready by now, or were: on a busy system it takes them a while."""
+        young = time.time() - GROWS_UP * self._pause
+        started = {int(file.stem): file.stat().st_mtime for file in self._folder.glob("*.started")}
+        return {
+            pid: since
+            for pid, since in started.items()
+            if since < young and pid not in self._killed_young
+        }
 
     def _wake(self, now: float) -> None:
         for pid, until in list(self._stopped.items()):
