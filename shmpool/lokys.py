@@ -11,14 +11,17 @@ from __future__ import annotations
 import multiprocessing.context
 from typing import Any
 
+from shmpool.interrupts import whole
+
 __all__ = ["loky_context_module"]
 
 
 def loky_context_module() -> Any:
     """The module ``loky.backend.context``; all that shmpool needs of loky is in there.  Takes 9 ms the first time."""
     registered: dict[str, Any] = multiprocessing.context._concrete_contexts  # type: ignore[attr-defined]
-    before = dict(registered)
-    from loky.backend import context
+    with whole:  # modules that Ctrl-C has left half imported would be of no use to whoever goes on
+        before = dict(registered)
+        from loky.backend import context
 
-    registered.update(before)
+        registered.update(before)
     return context

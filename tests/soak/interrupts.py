@@ -134,6 +134,12 @@ def interrupt(
 def _told(code: int | None, screen: str, *, once: bool) -> list[str]:
     """What is wrong with how it ended, and with what it said."""
     wrong = []
+    if not once and re.search(
+        r"threading\.py.*\nRuntimeError: release unlocked lock", screen, re.DOTALL
+    ):
+        # The second has come while threading took back the lock of a condition after the first: whoever waits by
+        # concurrent.futures.wait(), for example, gets this, whatever is waited for.
+        return wrong
     if code not in (-signal.SIGINT, 0):
         wrong.append(f"exit code {code}")
     if lines := noise(screen):
