@@ -26,8 +26,8 @@ from support import TIMEUNIT
 LEVELS = {
     "errors": 0,
     "config": 0,
-    "lokys": 0,
     "interrupts": 0,
+    "lokys": 1,
     "memory": 1,
     "serialize": 1,
     "progress": 1,
