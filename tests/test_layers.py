@@ -48,7 +48,16 @@ LEVELS = {
 
 #: Each folder's modules, lowest first: a module may import those before it. The folder's ``__init__.py`` comes last.
 ORDER: dict[str, tuple[str, ...]] = {
-    "memory": ("intervals", "allocator", "segment", "pagemap", "dirty", "watch", "bulk"),
+    "memory": (
+        "intervals",
+        "allocator",
+        "segment",
+        "hugepages",
+        "pagemap",
+        "dirty",
+        "watch",
+        "bulk",
+    ),
     "serialize": (
         *(
             "atoms",

@@ -41,6 +41,7 @@ _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 # Linux's numbers; the fcntl module has them, but not on every build.
 _F_ADD_SEALS = getattr(fcntl, "F_ADD_SEALS", 1033)
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
+_MADV_COLLAPSE = 25  # Linux 6.1
 _UNREADABLE = os.O_WRONLY | getattr(os, "O_PATH", 0)
 _F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)
 _SEAL_SHRINK = 0x0002
@@ -51,8 +52,15 @@ _SEALS = 0x0001 | _SEAL_SHRINK | 0x0004  # seal, shrink, grow
 _UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 # Unlike mmap.madvise, a call through ctypes lets other threads run meanwhile.
-_madvise = ctypes.CDLL(None, use_errno=True).madvise
+_libc = ctypes.CDLL(None, use_errno=True)
+_madvise = _libc.madvise
 _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+# Unlike Python's, it can be told where.
+_map_at = _libc.mmap
+_map_at.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *3 * [ctypes.c_int], ctypes.c_long]
+_map_at.restype = ctypes.c_void_p
+_MAP_FIXED = 0x10  # Linux's, on every architecture but Alpha and PA-RISC
+_CAN_PLACE = sys.platform == "linux" and sys.maxsize > 1 << 32
 
 
 def round_up(value: int, multiple: int = PAGE) -> int:
@@ -76,7 +84,7 @@ class Mapping:
         would be a SIGBUS.
     """
 
-    __slots__ = ("_mmap", "address", "mode", "size", "start")
+    __slots__ = ("_begin", "_mmap", "address", "mode", "size", "start")
 
     def __init__(
         self, fd: int, start: int, size: int, mode: Mode, *, reserve: bool = False
@@ -89,7 +97,12 @@ class Mapping:
             flags, prot = mmap.MAP_SHARED, mmap.PROT_READ
         else:
             flags, prot = mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
-        self._mmap = mmap.mmap(fd, size, flags=flags, prot=prot, offset=start, **_UNTRACKED)
+        self._begin = 0  # in the mmap
+        placed = _placed(fd, start, size, flags, prot) if size >= HUGE_PAGE else None
+        if placed is not None:
+            self._mmap, self._begin = placed
+        else:
+            self._mmap = mmap.mmap(fd, size, flags=flags, prot=prot, offset=start, **_UNTRACKED)
         self.start = start
         self.size = size
         self.mode = mode
@@ -101,11 +114,11 @@ class Mapping:
         All that is made from it (slices, memoryviews, unpickled arrays) keeps it alive, so that a weak reference to
         it tells when the last of them is gone.
         """
-        return np.frombuffer(self._mmap, np.uint8, nbytes, start - self.start)
+        return np.frombuffer(self._mmap, np.uint8, nbytes, self._begin + start - self.start)
 
     def drop_private_pages(self, start: int, stop: int) -> None:
         """Forget what was written to ``[start, stop)`` of a "c" mapping: the segment shows through again."""
-        self._mmap.madvise(mmap.MADV_DONTNEED, start - self.start, stop - start)
+        self._mmap.madvise(mmap.MADV_DONTNEED, self._begin + start - self.start, stop - start)
 
     def populate(self, start: int, stop: int) -> None:
         """Make sure that the pages ``[start, stop)`` of an "r+" mapping exist, and are mapped.
@@ -119,14 +132,58 @@ class Mapping:
             code = ctypes.get_errno()
             raise OSError(errno.ENOSPC if code == errno.EFAULT else code, "no memory for a block")
 
+    def collapse(self, start: int, stop: int) -> None:
+        """Put what lies in ``[start, stop)``, which is as long as huge pages and begins as one, into such.
+
+        Raises
+        ------
+        OSError
+            EINVAL: the system does not do that, or not for this memory; or there are none now.
+        """
+        if _madvise(self.address + start - self.start, stop - start, _MADV_COLLAPSE):
+            raise OSError(ctypes.get_errno(), "no huge pages")
+
     def advise(self, advice: int) -> None:
         """Advise the system about all of the mapping; it need not listen."""
         with contextlib.suppress(OSError):
-            self._mmap.madvise(advice)
+            self._mmap.madvise(advice, self._begin, self.size)
 
     def give_back(self, start: int, stop: int) -> None:
         """Return the pages ``[start, stop)`` of an "r+" mapping to the system; they read as zeros afterwards."""
-        self._mmap.madvise(mmap.MADV_REMOVE, start - self.start, stop - start)
+        self._mmap.madvise(mmap.MADV_REMOVE, self._begin + start - self.start, stop - start)
+
+
+_failed: list[mmap.mmap] = []
+
+
+def _placed(fd: int, start: int, size: int, flags: int, prot: int) -> tuple[mmap.mmap, int] | None:
+    """Map where addresses have the same place within a huge page as what they map: else none can be had there.
+
+    Python lets nobody say where.  So it gets a larger range with nothing in it, into which this maps, and which goes
+    as a whole in the end.
+
+    Returns
+    -------
+    mmap.mmap
+    int
+        Where in it the mapping begins.
+
+    None if it cannot be done here, or there is no room for more than the mapping.
+    """
+    if not _CAN_PLACE:
+        return None
+    nothing = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    try:
+        room = mmap.mmap(-1, size + HUGE_PAGE, flags=nothing, prot=prot)
+    except OSError:
+        return None
+    address = np.frombuffer(room, np.uint8, 1).__array_interface__["data"][0]
+    begin = (start - address) % HUGE_PAGE
+    if _map_at(address + begin, size, prot, flags | _MAP_FIXED, fd, start) != address + begin:
+        # There may be nothing at all any more where there was room, or what another thread has mapped: let it be.
+        _failed.append(room)
+        return None
+    return room, begin
 
 
 class Segment:

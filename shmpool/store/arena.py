@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmpool.memory.allocator import Allocator
+from shmpool.memory.hugepages import WORTH_IT, Collapser
 from shmpool.memory.intervals import IntervalSet
 from shmpool.memory.segment import Bytes, Mapping, Mode, Segment, round_up
 from shmpool.store.blocks import ArenaInfo, Block
@@ -91,13 +92,22 @@ class OwnArena(Arena):
     segment : Segment
     granule : int
         Blocks start and end at multiples of this.
+    collapser : Collapser, optional
+        Makes huge pages of what is populated.
     """
 
-    __slots__ = ("_allocator", "_mapped", "_populated", "_promised", "granule")
+    __slots__ = ("_allocator", "_collapser", "_mapped", "_populated", "_promised", "granule")
 
-    def __init__(self, info: ArenaInfo, segment: Segment, granule: int) -> None:
+    def __init__(
+        self,
+        info: ArenaInfo,
+        segment: Segment,
+        granule: int,
+        collapser: Collapser | None = None,
+    ) -> None:
         super().__init__(info, segment, None)
         self.granule = granule
+        self._collapser = collapser
         self._allocator = Allocator(info.size, granule)
         self._populated = IntervalSet()  # pages that exist, or are promised to
         self._mapped = IntervalSet()  # those of them that are mapped where blocks are written
@@ -129,11 +139,14 @@ class OwnArena(Arena):
         if not unmapped:
             return 0
         self._populated.add(offset, stop)
-        write = write and fresh == [(offset, stop)]
+        write = write and fresh == [(offset, stop)] and not self._may_be_huge(size)
         if not write:
             self._mapped.add(offset, stop)
         self._promised[offset] = _Promise(fresh, unmapped, write)
         return sum(last - first for first, last in fresh)
+
+    def _may_be_huge(self, size: int) -> bool:
+        return self._collapser is not None and size >= WORTH_IT and self._collapser.may_be_had()
 
     def break_promise(self, offset: int) -> None:
         """They will not be populated, or only in part."""
@@ -179,6 +192,10 @@ class OwnArena(Arena):
             for start, stop in promise.fresh:
                 self.segment.reserve(start, stop)
         else:
+            for start, stop in promise.fresh:
+                if self._may_be_huge(stop - start):
+                    assert self._collapser is not None
+                    self._collapser.make(self.kept_mapping("r+"), start, stop)
             for start, stop in promise.unmapped:
                 self._map(start, stop)
         del self._promised[offset]

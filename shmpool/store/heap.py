@@ -20,6 +20,7 @@ from typing import Literal
 
 from shmpool.config import Config
 from shmpool.errors import StoreFullError
+from shmpool.memory.hugepages import Collapser
 from shmpool.memory.segment import HUGE_PAGE, PAGE, Bytes, Segment, may_be_huge, round_up
 from shmpool.store.arena import OwnArena
 from shmpool.store.blocks import HUGE, SHARED, ArenaInfo, Block
@@ -49,6 +50,7 @@ class Heap:
     """
 
     __slots__ = (
+        "_collapser",
         "_config",
         "_huge_pages",
         "_in_memory",
@@ -72,6 +74,8 @@ class Heap:
         self._spill_dir = spill_dir
         self._huge_pages = huge_pages
         self.limit = capacity
+        # Where the system does not make them by itself.
+        self._collapser = Collapser() if huge_pages == "auto" and not may_be_huge() else None
         # Not to files, whose room is to be reserved; nor where pages may come as huge ones, which is faster still.
         self._writes = (
             config.memory_backend == "memfd"
@@ -289,7 +293,7 @@ class Heap:
         info = ArenaInfo(
             int.from_bytes(os.urandom(8), "little"), arena_size, flags | (HUGE if huge else 0)
         )
-        arena = OwnArena(info, segment, granule)
+        arena = OwnArena(info, segment, granule, self._collapser if backend == "memfd" else None)
         if self._huge_pages is not True:
             arena.advise(mmap.MADV_HUGEPAGE if self._huge_pages else mmap.MADV_NOHUGEPAGE)
         arenas.append(arena)
