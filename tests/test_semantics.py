@@ -186,7 +186,7 @@ def test_a_socket_in_the_arguments_of_one_task_arrives(executor, ends):
 
 def test_a_socket_that_would_arrive_several_times_is_named(executor, ends):
     _, there = ends
-    for chunksize, path in ((1, r"fn\.args\[0\]"), (2, r"fn\._fn\.args\[0\]")):
+    for chunksize, path in ((1, r"fn\.args\[0\]"), (2, r"fn\.fn\.args\[0\]")):
         with pytest.raises(SerializationError, match=path) as caught:
             list(executor.map(partial(tasks.say, there), range(3), chunksize=chunksize))
         traceback.clear_frames(caught.value.__traceback__)
