@@ -8,8 +8,8 @@ first time in 4 ms instead of 14, and after that in 3.7 instead of 5.5, as fast 
 
 It needs addresses that have the same place within 2 MB as what they map (see :class:`~shmpool.memory.segment.Mapping`).
 
-Where free memory is in small pieces the kernel tidies up first, which takes 5 ms for 2 MB.  So what is slow, or cannot
-be had, is left at that, and not tried again for a while.
+Where free memory is in small pieces the kernel tidies up first, which can take 5 ms for 2 MB.  So what is slow, or
+cannot be had, is left at that, and not tried again for a while.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ __all__ = ["WORTH_IT", "Collapser"]
 
 #: In bytes. Smaller ranges have few whole huge pages in them.
 WORTH_IT = 2 * HUGE_PAGE
-#: Seconds for one huge page; small ones instead take less.
-_SLOW = 0.8e-3
+#: Seconds for one huge page that are more than it will spare.  (On a virtual machine, whose memory may have to come
+#: from the host at the first touch, it can take one or two; but so do small pages.)
+_SLOW = 3e-3
 #: So many slow ones in a row are enough.
 _PATIENCE = 2
 #: Seconds until the next try: doubled each time, and from the beginning after a success.
