@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,11 @@ def write_to_others(array: np.ndarray, *bound: Any, **named: Any) -> Any:
 
 def reshape(array: np.ndarray, *_: Any, **__: Any) -> Any:
     seen = look(array, *_, **__)
-    array.shape = array.shape[::-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of numpy's, that a later one will refuse this
+        array.shape = array.shape[::-1]
     return seen
 
 
@@ -79,7 +84,7 @@ def keep_in_a_thread(array: np.ndarray, *_: Any, **__: Any) -> Any:
         go_on.wait()
         array[:] = 5
 
-    thread = threading.Thread(target=later)
+    thread = threading.Thread(target=later, daemon=True)
     kept.append((go_on, thread))
     thread.start()
     return look(array, *_, **__)
