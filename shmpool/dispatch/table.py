@@ -112,8 +112,11 @@ class Table:
         self.tasks.pop(number).arguments.release()
 
     def waiting(self, *, sent_ahead: bool) -> list[tuple[int, Task]]:
-        """The tasks that have not begun; ``sent_ahead``: and then those that were sent to a worker, last first."""
-        waiting = [(number, task) for number, task in self.tasks.items() if not task.started]
+        """The tasks that have not begun, last first; ``sent_ahead``: and then those that were sent to a worker.
+
+        Those that begin while others are cancelled are so the oldest.
+        """
+        waiting = [item for item in reversed(self.tasks.items()) if not item[1].started]
         if sent_ahead:
             waiting += [item for item in reversed(self.tasks.items()) if item[1].started]
         return waiting
