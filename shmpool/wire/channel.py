@@ -297,7 +297,8 @@ class ParentEnd:
 
     def close_when_forked(self) -> None:
         """In a child of this process: close the copies."""
-        self.close()
+        with contextlib.suppress(OSError):  # another thread may have closed it, and not come to say so
+            self.close()
 
     def close(self) -> None:
         """Close all; the worker, if alive, dies.  May be called twice."""
