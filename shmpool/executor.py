@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, TracebackType
@@ -526,15 +526,18 @@ class ShmExecutor(Executor):
 
     def _bind_all(
         self, fn: Callable[..., Any], inert: bool, bar: Bar | None
-    ) -> Callable[[Iterable[tuple[Any, ...]]], Iterator[Future[Any]]]:
-        """As :meth:`_bind`, but what it returns is given the arguments of many calls, and returns their futures."""
+    ) -> Callable[[Iterable[tuple[Any, ...]]], Generator[Future[Any], None, None]]:
+        """As :meth:`_bind`, but what it returns is given the arguments of many calls, and yields their futures.
+
+        If that is closed before its end, it cancels those that it has not handed on.
+        """
         if not inert or bar or self._common_bar:
-            return partial(map, self._bind(fn, inert, bar))
+            return partial(_one_by_one, self._bind(fn, inert, bar))
         self._start()
         try:
             function = self._function(fn)
         except Exception as error:
-            return partial(map, partial(_failed, error))
+            return partial(_one_by_one, partial(_failed, error))
         return partial(self._calls, function, Epoch())
 
     def _bar(self, iterables: tuple[Iterable[Any], ...]) -> Bar | None:
@@ -557,34 +560,43 @@ class ShmExecutor(Executor):
             task = self._task(function, epoch, args, kwargs)
         except Exception as error:
             return _failed(error)
-        return self._take_on([task])[0]
+        try:
+            self._driver.submit((task,))
+            return task.future
+        except BaseException:
+            _take_back((task,))
+            raise
 
     def _calls(
         self, function: Function, epoch: Epoch | None, calls: Iterable[tuple[Any, ...]]
-    ) -> Iterator[Future[Any]]:
+    ) -> Generator[Future[Any], None, None]:
         """Several calls, of which none has to be waited for: together they cost less, and small tasks are all cost."""
         most = 1  # the first are on their way at once
         tasks: list[Task] = []
+        submit = self._driver.submit
         try:
             for args in calls:
                 try:
                     task = self._task(function, epoch, args, _NO_KWARGS)
                 except Exception as error:
                     if tasks:
-                        yield from self._take_on(tasks)
+                        submit(tasks)
+                        yield from [task.future for task in tasks]
                         tasks = []
                     yield _failed(error)
                     continue
                 tasks.append(task)
                 if len(tasks) >= most or task.arguments.blocks:
-                    yield from self._take_on(tasks)
+                    submit(tasks)
+                    yield from [task.future for task in tasks]
                     tasks = []
                     most = min(2 * most, _MOST_TOGETHER)
             if tasks:
-                yield from self._take_on(tasks)
-                tasks = []
-        finally:
-            _release(tasks)
+                submit(tasks)
+                yield from [task.future for task in tasks]
+        except BaseException:
+            _take_back(tasks)
+            raise
 
     def _task(
         self, function: Function, epoch: Epoch | None, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -592,14 +604,6 @@ class ShmExecutor(Executor):
         what = ARGUMENTS_AGAIN if self._limits.retries else ARGUMENTS
         arguments = self._store.dump((args, kwargs), self._launcher.pickling, what, epoch)
         return Task(function, arguments, self._limits)
-
-    def _take_on(self, tasks: list[Task]) -> list[Future[Any]]:
-        try:
-            self._driver.submit(tasks)
-        except BaseException:
-            _release(tasks)
-            raise
-        return [task.future for task in tasks]
 
     def _start(self) -> None:
         self._driver.check()
@@ -645,11 +649,20 @@ def _name(fn: Any) -> str:
     return str(getattr(fn, "__qualname__", None) or f"a {type(fn).__name__}")
 
 
-def _release(tasks: Iterable[Task]) -> None:
-    """Let go of the arguments of tasks that were not taken on.  (If they were, Ctrl-C may have come just then.)"""
+def _take_back(tasks: Iterable[Task]) -> None:
+    """Of tasks whose futures nobody gets: whether they were taken on or not, depends on when Ctrl-C came."""
     for task in tasks:
         if task.future.driver is None:
             task.arguments.release()
+        else:
+            task.future.cancel()
+
+
+def _one_by_one(
+    submit: Callable[[tuple[Any, ...]], Future[Any]], calls: Iterable[tuple[Any, ...]]
+) -> Generator[Future[Any], None, None]:
+    for args in calls:
+        yield submit(args)
 
 
 def _failed(error: BaseException, *_call: Any) -> Future[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -21,8 +21,8 @@ __all__ = ["and_then", "chunked", "ordered", "unordered"]
 T = TypeVar("T")
 #: The arguments of one call.
 Args = tuple[Any, ...]
-#: Makes futures of calls, in order.
-SubmitAll = Callable[[Iterator[Args]], Iterator[Future[Any]]]
+#: Makes futures of calls, in order; closed before its end, it cancels those that it has not yielded.
+SubmitAll = Callable[[Iterator[Args]], Generator[Future[Any], None, None]]
 
 
 def ordered(
@@ -41,12 +41,12 @@ def ordered(
         By ``time.monotonic``; TimeoutError when a result is not there by then.
     """
     futures: deque[Future[Any]] = deque()
+    first = submit(itertools.islice(calls, buffersize))
     try:
         with whole, heard():  # once, not for each: that would take a microsecond
-            futures.extend(submit(itertools.islice(calls, buffersize)))
+            futures.extend(first)
     except KeyboardInterrupt:
-        for future in futures:
-            future.cancel()
+        _cancel(first, futures)
         raise
     # Without a buffersize the generator must hold nothing but the futures: then the executor may go before it.
     return _in_order(futures, None if buffersize is None else submit(calls), deadline)
@@ -81,12 +81,12 @@ def unordered(
     """Submit calls, and yield their results as they come; parameters as for :func:`ordered`."""
     done: SimpleQueue[Future[Any]] = SimpleQueue()
     futures: set[Future[Any]] = set()
+    first = submit(itertools.islice(calls, buffersize))
     try:
         with whole, heard():
-            _enter(submit(itertools.islice(calls, buffersize)), futures, done)
+            _enter(first, futures, done)
     except KeyboardInterrupt:
-        for future in futures:
-            future.cancel()
+        _cancel(first, futures)
         raise
     return _as_they_come(futures, done, None if buffersize is None else submit(calls), deadline)
 
@@ -131,6 +131,12 @@ def _next_done(
         return future.result()
     finally:
         del future  # breaks a cycle with the exception's traceback
+
+
+def _cancel(unfinished: Generator[Future[Any], None, None], futures: Iterable[Future[Any]]) -> None:
+    unfinished.close()
+    for future in futures:
+        future.cancel()
 
 
 def chunked(calls: Iterator[Args], size: int) -> Iterator[Args]:

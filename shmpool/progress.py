@@ -152,7 +152,11 @@ class Bar:
 
         def submit_watched(*args: Any, **kwargs: Any) -> Future[T]:
             future = submit(*args, **kwargs)
-            self.watch(future, 1 if items_of is None else items_of(*args, **kwargs))
+            try:
+                self.watch(future, 1 if items_of is None else items_of(*args, **kwargs))
+            except BaseException:  # Ctrl-C, and nobody gets it
+                future.cancel()
+                raise
             return future
 
         return submit_watched

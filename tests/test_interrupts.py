@@ -10,13 +10,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
+from functools import partial
 
 import pytest
+from executor_tasks import SOON
+from support import wait_until
 
-from shmpool import interrupts
+from shmpool import ShmExecutor, interrupts
+from shmpool.dispatch.driver import Driver
 from shmpool.dispatch.future import TaskFuture
+from shmpool.dispatch.task import Task
 from shmpool.interrupts import HeardCondition, JoinableThread, WholeLock, heard, whole
 
 
@@ -203,6 +208,56 @@ def test_futures_that_are_taken_together_are_let_go_of_together():
         wait(futures, timeout=0)
     assert len(taken) > 3
     assert not any(future._condition._is_owned() for future in futures)
+
+
+def _note(path: str, _item: int) -> None:
+    with open(path, "ab") as file:
+        file.write(b".")
+
+
+def _wait_for(path: str) -> None:
+    wait_until(lambda: os.path.exists(path), SOON, "the file that lets this task end")
+
+
+@pytest.mark.parametrize("items", [range(100), {*range(100)}], ids=["together", "one by one"])
+@pytest.mark.parametrize("results_of", ["map", "map_unordered"])
+@pytest.mark.parametrize(
+    ("owner", "method"), [(Driver, "submit"), (TaskFuture, "add_done_callback")]
+)
+def test_a_map_that_ctrl_c_ended_leaves_no_task_that_runs(
+    tmp_path, monkeypatch, items, results_of, owner, method
+):
+    if method == "add_done_callback" and results_of == "map":
+        pytest.skip("map adds no callbacks")
+    ran, go = str(tmp_path / "ran"), tmp_path / "go"
+    taken_on: list[Task] = []
+    real, take_on = getattr(owner, method), Driver.submit
+
+    def submit(driver: Driver, tasks: Sequence[Task]) -> None:
+        take_on(driver, tasks)
+        taken_on.extend(tasks)
+        if real is take_on and len(taken_on) > 20:
+            press()
+
+    def add_done_callback(future: TaskFuture, done: Callable[..., None]) -> None:
+        real(future, done)
+        if len(taken_on) > 20:
+            press()
+
+    with ShmExecutor(1) as executor:
+        blocker = executor.submit(_wait_for, str(go))
+        try:
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(Driver, "submit", submit)
+                if real is not take_on:
+                    patch.setattr(TaskFuture, "add_done_callback", add_done_callback)
+                getattr(executor, results_of)(partial(_note, ran), items)
+        finally:
+            go.touch()
+        blocker.result(SOON)
+        assert all(task.future.cancelled() for task in taken_on)
+    assert 20 < len(taken_on) < 100
+    assert not os.path.exists(ran)
 
 
 def test_a_thread_is_not_over_because_ctrl_c_ended_the_waiting_for_it():

@@ -164,10 +164,13 @@ class Driver:
         """
         foreman = self._foreman
         foreman.check_outside()
-        with self._lock:
-            self.check()
-            failures = foreman.take_on(tasks, self.ref)
-        settle(failures)
+        failures: Failures = []
+        try:
+            with self._lock:  # Ctrl-C may raise at its end
+                self.check()
+                failures = foreman.take_on(tasks, self.ref)
+        finally:
+            settle(failures)
 
     def take_back(self, number: int) -> bool:
         """Give a task up that was sent, if its worker has not begun it; False if it has."""
@@ -195,17 +198,23 @@ class Driver:
         return True
 
     def _give_up(self, number: int, *, kill: bool) -> bool:
-        with self._lock:
-            given_up, failures = self._foreman.give_up(number, kill=kill)
-        settle(failures)
+        failures: Failures = []
+        try:
+            with self._lock:
+                given_up, failures = self._foreman.give_up(number, kill=kill)
+        finally:
+            settle(failures)
         return given_up
 
     def resize(self, max_workers: int) -> None:
         """Have more workers, or fewer."""
         self._foreman.check_outside()
-        with self._lock:
-            failures = self._foreman.resize(max_workers)
-        settle(failures)
+        failures: Failures = []
+        try:
+            with self._lock:
+                failures = self._foreman.resize(max_workers)
+        finally:
+            settle(failures)
 
     # ---------------------------------------------------------------- who waits for a task
 
@@ -243,12 +252,15 @@ class Driver:
             self._foreman.refuse_more()
             self.abandon()
             return None  # to wait for the end in here would be to prevent it
-        with self._lock:
-            failures = self._foreman.close()
-            thread = lifetime.thread_to_join()
-            if thread is None:
-                lifetime.never_begin()
-        settle(failures)
+        failures: Failures = []
+        try:
+            with self._lock:
+                failures = self._foreman.close()
+                thread = lifetime.thread_to_join()
+                if thread is None:
+                    lifetime.never_begin()
+        finally:
+            settle(failures)
         if cancel_futures or interrupted:
             self._cancel_waiting(sent_ahead=interrupted)
         self.wake()
@@ -269,9 +281,12 @@ class Driver:
         try:
             each(lambda _, task: task.future.cancel(), waiting)
         finally:
-            with self._lock:
-                failures = self._foreman.forget_cancelled(waiting)
-            settle(failures)
+            failures: Failures = []
+            try:
+                with self._lock:
+                    failures = self._foreman.forget_cancelled(waiting)
+            finally:
+                settle(failures)
 
     def terminate(self, signal_number: int) -> None:
         """End all workers with a signal; tasks under way fail, the others are cancelled, no more are taken."""
@@ -282,12 +297,14 @@ class Driver:
             self._cancel_waiting()
         finally:
             failures: Failures = []
-            with self._lock:
-                if not self.finished:
-                    why = "the workers of this pool were terminated"
-                    failures = self._foreman.break_pool(why, signal_number)
-            settle(failures)
-            self.wake()
+            try:
+                with self._lock:
+                    if not self.finished:
+                        why = "the workers of this pool were terminated"
+                        failures = self._foreman.break_pool(why, signal_number)
+            finally:
+                settle(failures)
+                self.wake()
 
     def abandon(self) -> None:
         """Nobody can submit any more: finish and stop.  Safe in finalizers."""
