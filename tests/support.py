@@ -18,7 +18,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import pytest  # workers import this
 
 T = TypeVar("T")
 
@@ -41,6 +44,33 @@ def wait_until(predicate: Callable[[], T], timeout: float, what: str | Callable[
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
     return value
+
+
+def fork_while_closing(close: Callable[[], object], patch: pytest.MonkeyPatch) -> list[int]:
+    """Fork as another thread may while this one closes: after each ``os.close`` of ``close()``, which a child repeats.
+
+    Returns the children's exit codes: 1 is that of one to which closing again was an error.
+    """
+    codes = []
+    real = os.close
+
+    def closing(fd: int) -> None:
+        real(fd)
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                os.close = real
+                close()
+                code = 0
+            finally:
+                os._exit(code)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    with patch.context() as during:
+        during.setattr(os, "close", closing)
+        close()
+    return codes
 
 
 def is_gone(pid: int) -> bool:

@@ -287,9 +287,9 @@ class Segment:
 
     def close(self) -> None:
         """Close the descriptor.  Mappings stay valid.  May be called twice."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        fd, self.fd = self.fd, -1  # first: another thread may be about to fork
+        if fd >= 0:
+            os.close(fd)
 
     def __del__(self) -> None:
         if os is not None:  # at interpreter exit modules are emptied

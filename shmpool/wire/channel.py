@@ -297,8 +297,7 @@ class ParentEnd:
 
     def close_when_forked(self) -> None:
         """In a child of this process: close the copies."""
-        with contextlib.suppress(OSError):  # another thread may have closed it, and not come to say so
-            self.close()
+        self.close()
 
     def close(self) -> None:
         """Close all; the worker, if alive, dies.  May be called twice."""
@@ -306,9 +305,9 @@ class ParentEnd:
         self._unread.close()
         self.answers.close()
         self.descriptors.close()
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        lifeline, self._lifeline = self._lifeline, -1  # first: another thread may be about to fork
+        if lifeline >= 0:
+            os.close(lifeline)
 
 
 class WorkerEnd:
@@ -388,9 +387,9 @@ class WorkerEnd:
         self.calls.close()
         self._answers.close()
         self.descriptors.close()
-        if self.lifeline >= 0:
-            os.close(self.lifeline)
-            self.lifeline = -1
+        lifeline, self.lifeline = self.lifeline, -1
+        if lifeline >= 0:
+            os.close(lifeline)
 
     def parts(self) -> tuple[socket.socket, socket.socket, int]:
         """What the end is made of, to hand it to another process."""

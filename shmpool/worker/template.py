@@ -145,9 +145,9 @@ class Template:
     def _close_descriptors(self) -> None:
         forget_when_forked(self)
         self._socket.close()
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        lifeline, self._lifeline = self._lifeline, -1  # first: another thread may be about to fork
+        if lifeline >= 0:
+            os.close(lifeline)
 
 
 class TemplateChild:
@@ -216,9 +216,12 @@ class TemplateChild:
     def close(self) -> None:
         """Let go of the status pipe."""
         with self._lock:
-            if self.sentinel >= 0:
-                os.close(self.sentinel)
-                self.sentinel = -1
+            sentinel, self.sentinel = (
+                self.sentinel,
+                -1,
+            )  # first: another thread may be about to fork
+            if sentinel >= 0:
+                os.close(sentinel)
 
     def __del__(self) -> None:
         if self.sentinel >= 0 and os is not None:  # at interpreter exit modules are emptied

@@ -8,6 +8,7 @@ import resource
 from collections.abc import Iterator
 
 import pytest
+from support import fork_while_closing
 
 from shmpool.memory.segment import PAGE, Segment
 
@@ -66,3 +67,9 @@ def test_what_is_no_segment_is_refused_and_closed(open_it, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         Segment.from_another(open_it(), PAGE)
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_child_forked_while_a_segment_is_closed_closes_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert fork_while_closing(Segment.create(PAGE, "memfd").close, monkeypatch) == [0]

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from support import wait_until
+from support import fork_while_closing, wait_until
 
 from shmpool.errors import WireError
 from shmpool.wire import packets
@@ -416,6 +416,11 @@ def test_ends_can_be_closed_twice_and_close_what_nobody_asked_for():
         end.close()
         end.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_child_forked_while_a_channel_is_closed_closes_nothing_twice(channel, monkeypatch):
+    for end in channel:
+        assert fork_while_closing(end.close, monkeypatch) == [0]
 
 
 def test_no_descriptor_of_a_channel_is_inherited_through_exec(channel):
