@@ -259,6 +259,18 @@ def test_curves_are_measured_in_a_process_of_their_own():
     assert all(seconds > 0 for _, seconds in answer["points"])
 
 
+def test_the_stages_of_a_task_are_told_apart():
+    command = [sys.executable, "-m", "benchmarks.stages", "arg-1mb", "partial", "--seconds", "0.1"]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert not done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()]
+    stages = {(row[0], row[1]) for row in rows if len(row) == 4}
+    assert {("parent", "copies"), ("parent", "sends the call"), ("parent", "the rest")} <= stages
+    assert {("worker", "maps and unpickles arguments"), ("worker", "sends the answer")} <= stages
+    assert ("worker", "looks whether the function changed") in stages
+    assert sum(row[1] == "whole" for row in rows if len(row) == 4) == 2
+
+
 def test_pictures_can_be_read_on_white_and_on_black(tmp_path):
     pytest.importorskip("matplotlib")
     image = pytest.importorskip("PIL.Image")
