@@ -346,17 +346,21 @@ class WorkerEnd:
         poller.register(self.calls, select.POLLRDHUP)
         poller.poll(seconds * 1000)
 
-    def receive(self) -> memoryview | None:
-        """Wait for a message; its bytes are valid until the next call.  None: no more will come.
+    def receive(self, *, wait: bool = True) -> memoryview | None:
+        """The next message; its bytes are valid until the next call.  None: no more will come.
 
         Raises
         ------
+        BlockingIOError
+            None is there, and it is not to be waited for.
         WireError
             A message that was too long was cut short, or its descriptors were lost.
         """
         if self._buffer is None:
             self._buffer = bytearray(MAX_PACKET)
-        got, ancillary, flags, _ = self.calls.recvmsg_into([self._buffer], _FD_SPACE, _CLOEXEC)
+        got, ancillary, flags, _ = self.calls.recvmsg_into(
+            [self._buffer], _FD_SPACE, _CLOEXEC if wait else _CLOEXEC | socket.MSG_DONTWAIT
+        )
         if ancillary:
             self.descriptors.arrive(ancillary)
         if flags & _DESCRIPTORS_LOST:

@@ -130,14 +130,7 @@ class _Worker:
         """Answer calls until no more can come."""
         store = self._store
         functions = self._functions
-        while True:
-            if functions.keeps_one and not self._end.wait(0):
-                functions.forget()  # and now wait
-            while not self._end.wait(store.idle_seconds()):
-                store.give_back_if_idle()
-            data = self._end.receive()
-            if data is None:
-                return
+        while (data := self._next()) is not None:
             message = messages.decode(data)
             assert isinstance(message, Call | Notice)
             functions.expect(message)
@@ -154,6 +147,18 @@ class _Worker:
                 self._take(message.extras)
                 if message.room:
                     store.set_capacity(message.room)
+
+    def _next(self) -> memoryview | None:
+        """The next message, or None at their end.  Nothing is kept for it for longer than it may."""
+        end, store, functions = self._end, self._store, self._functions
+        if functions.keeps_one or store.idle_seconds() is not None:
+            try:
+                return end.receive(wait=False)  # one system call where another call waits
+            except BlockingIOError:
+                functions.forget()
+            while not end.wait(store.idle_seconds()):
+                store.give_back_if_idle()
+        return end.receive()
 
     def _take(self, extras: Extras | None) -> None:
         """What the parent says beside the call."""

@@ -168,6 +168,19 @@ def test_descriptors_that_have_not_come_are_a_wire_error(channel):
         worker.descriptors.take(2)
 
 
+def test_a_worker_that_does_not_wait_for_a_message_learns_that_none_is_there(channel):
+    parent, worker = channel
+    with pytest.raises(BlockingIOError):
+        worker.receive(wait=False)
+    sent(parent, b"one", b"a")
+    assert bytes(worker.receive(wait=False)) == b"one"
+    assert contents_of(worker.descriptors.take(1)) == [b"a"]
+    with pytest.raises(BlockingIOError):
+        worker.receive(wait=False)
+    parent.end_of_calls()
+    assert worker.receive(wait=False) is None
+
+
 def test_the_worker_reads_what_was_sent_before_the_end_of_calls(channel):
     parent, worker = channel
     parent.send(b"last")
