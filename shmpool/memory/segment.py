@@ -22,11 +22,22 @@ import mmap
 import os
 import stat
 import sys
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["HUGE_PAGE", "PAGE", "Bytes", "Mapping", "Mode", "Segment", "may_be_huge", "round_up"]
+__all__ = [
+    "HUGE_PAGE",
+    "PAGE",
+    "Bytes",
+    "Mapping",
+    "Mode",
+    "Segment",
+    "address_of",
+    "may_be_huge",
+    "round_up",
+]
 
 PAGE = mmap.PAGESIZE
 #: The usual size of a huge page; what MFD_HUGETLB gives by default.
@@ -61,6 +72,16 @@ _map_at.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *3 * [ctypes.c_int], ctype
 _map_at.restype = ctypes.c_void_p
 _MAP_FIXED = 0x10  # Linux's, on every architecture but Alpha and PA-RISC
 _CAN_PLACE = sys.platform == "linux" and sys.maxsize > 1 << 32
+
+_byte_in: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
+
+
+def address_of(memory: Bytes) -> int:
+    """Where bytes lie.  numpy's ``__array_interface__``, a new dict each time, takes four times as long."""
+    try:
+        return ctypes.addressof(_byte_in(memory))
+    except (TypeError, ValueError):  # read-only, or none
+        return int(memory.__array_interface__["data"][0])
 
 
 def round_up(value: int, multiple: int = PAGE) -> int:

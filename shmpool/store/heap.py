@@ -116,7 +116,12 @@ class Heap:
     @property
     def warm(self) -> int:
         """Bytes of freed pages that still cost memory."""
-        return sum(arena.resident - arena.used for arena in (*self._in_memory, *self._shared))
+        total = self.resident  # a loop, as there
+        for arena in self._in_memory:
+            total -= arena.used
+        for arena in self._shared:
+            total -= arena.used
+        return total
 
     def allocate(
         self, nbytes: int, *, shared: bool, write: bool, give_up: Callable[[], bool]

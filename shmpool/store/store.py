@@ -24,7 +24,7 @@ from shmpool.errors import RefError, WireError
 from shmpool.interrupts import heard, whole
 from shmpool.memory import bulk
 from shmpool.memory.intervals import IntervalSet
-from shmpool.memory.segment import HUGE_PAGE, Bytes, Mode, Segment, round_up
+from shmpool.memory.segment import HUGE_PAGE, Bytes, Mode, Segment, address_of, round_up
 from shmpool.serialize.atoms import dump_atoms
 from shmpool.serialize.bare import BARE
 from shmpool.serialize.pickling import Pickling, What, loads
@@ -353,7 +353,7 @@ class ObjectStore(Exchange):
 
     def _locate(self, source: Bytes) -> tuple[Block, int] | None:
         """In which block these bytes lie, and where, if they are as the store has them."""
-        address = source.__array_interface__["data"][0]
+        address = address_of(source)
         lease = self._addresses.find(address, source.nbytes)
         if lease is None or (lease.private and self._detector.is_dirty(address, source.nbytes)):
             return None

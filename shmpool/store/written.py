@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from shmpool.memory.segment import address_of
 from shmpool.memory.watch import Watched, WriteWatch
 from shmpool.serialize.reductions import Window
 from shmpool.store.blocks import Block
@@ -65,7 +66,7 @@ def key_of(buffer: Any, source: np.ndarray) -> WrittenKey:
     if type(base) is Window and (array := base.made_of) is not None:
         address: int = array.__array_interface__["data"][0]
         return (address, source.nbytes, array.itemsize, *array.shape, *array.strides)
-    return source.__array_interface__["data"][0], source.nbytes
+    return address_of(source), source.nbytes
 
 
 def owner_of(array: Any) -> tuple[Any, bool]:

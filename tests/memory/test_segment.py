@@ -7,10 +7,11 @@ import os
 import resource
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from support import fork_while_closing
 
-from shmpool.memory.segment import PAGE, Segment
+from shmpool.memory.segment import PAGE, Segment, address_of
 
 
 @pytest.fixture
@@ -73,3 +74,12 @@ def test_a_child_forked_while_a_segment_is_closed_closes_nothing_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert fork_while_closing(Segment.create(PAGE, "memfd").close, monkeypatch) == [0]
+
+
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("length", [0, 1, 5])
+@pytest.mark.parametrize("writable", [True, False])
+def test_an_address_is_what_numpy_says(start: int, length: int, writable: bool) -> None:
+    memory = np.arange(10, dtype=np.uint8)[start : start + length]
+    memory.flags.writeable = writable
+    assert address_of(memory) == memory.__array_interface__["data"][0]
