@@ -53,6 +53,7 @@ _MAX_ANSWER = 1 << 28
 MAX_PACKET = 204 * 1024
 # As numbers: operations on the enumeration's members take a microsecond each.
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
+_AT_ONCE = _CLOEXEC | int(socket.MSG_DONTWAIT)
 _DESCRIPTORS_LOST = int(socket.MSG_CTRUNC)
 _CUT_SHORT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 #: The kernel passes at most 253 descriptors with a message (SCM_MAX_FD).
@@ -359,7 +360,7 @@ class WorkerEnd:
         if self._buffer is None:
             self._buffer = bytearray(MAX_PACKET)
         got, ancillary, flags, _ = self.calls.recvmsg_into(
-            [self._buffer], _FD_SPACE, _CLOEXEC if wait else _CLOEXEC | socket.MSG_DONTWAIT
+            [self._buffer], _FD_SPACE, _CLOEXEC if wait else _AT_ONCE
         )
         if ancillary:
             self.descriptors.arrive(ancillary)
