@@ -148,6 +148,22 @@ def test_what_is_cancelled_is_never_finished(screen: Screen) -> None:
     assert screen.ended == ["2/3"]
 
 
+def test_a_future_that_ctrl_c_kept_from_being_watched_is_cancelled(screen: Screen) -> None:
+    future: Future[None] = Future()
+
+    def press(_args: tuple[Any, ...]) -> int:
+        raise KeyboardInterrupt
+
+    def submit(_args: tuple[Any, ...]) -> Future[None]:
+        return future
+
+    bar = make_bar(screen, 1)
+    with pytest.raises(KeyboardInterrupt):
+        bar.watching(submit, press)(())
+    assert future.cancelled()
+    bar.close()
+
+
 def test_what_was_done_before_counts(screen: Screen) -> None:
     bar = make_bar(screen, 1)
     (future,) = futures(1)

@@ -66,19 +66,16 @@ class Lease:
         """May the view differ from the store (copy-on-write)?"""
         return self.mapping.mode == "c"
 
-    def may_be_dirty(self) -> bool:
-        """Might the taker, who has it alone, have written to it?  Its pages know, but there may be many."""
-        return self._faults < 0 or self._faults != page_faults()
-
     def is_clean(self, detector: DirtyDetector) -> bool:
-        """Has the taker not written to it?  Nobody writes meanwhile."""
-        if not self.may_be_dirty():
-            return True
+        """Has the taker not written to it?  Nobody writes meanwhile.  Its pages know, but there may be many."""
+        if self._faults < 0:
+            return not detector.is_dirty(self.first, self.last - self.first)
         faults = page_faults()
+        if faults == self._faults:
+            return True
         if detector.is_dirty(self.first, self.last - self.first):
             return False
-        if self._faults >= 0:
-            self._faults = faults  # clean until the next
+        self._faults = faults  # clean until the next
         return True
 
     def watch(self, view: Bytes, gone: Callable[[Lease], None]) -> None:

@@ -251,12 +251,13 @@ class _Worker:
         released = self._store.take_releases(self._parent)
         if not (lent or released or payload.blocks):
             return None
-        self._store.lend(payload, self._parent)
+        if payload.blocks:
+            self._store.lend(payload, self._parent)
+        kept: list[Block] = []
         if lent and self._store.holds_any(lent):
-            gc.collect(
-                1
-            )  # an argument that refers to itself is young garbage, and no reason to keep its arrays
-        kept = self._store.kept_after(lent) if lent else []
+            # An argument that refers to itself is young garbage, and no reason to keep its arrays.
+            gc.collect(1)
+            kept = self._store.kept_after(lent)
         return Extras(kept=kept, released=released)  # type: ignore[arg-type]  # a Block is a triple of numbers
 
     def _hand_over(self, extras: Extras | None, arenas: list[tuple[ArenaInfo, int]]) -> list[int]:
