@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from .load import Circumstances
-from .processes import descendants, is_alive, send_signal
+from .processes import is_alive, send_signal
 
 #: So many pauses after it was about to be ready, a worker surely is.
 GROWS_UP = 3
@@ -64,7 +65,7 @@ class Chaos:
         self._template = template
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="chaos")
-        self._stopped: dict[int, float] = {}  # until when
+        self._stopped: dict[int, tuple[float, int]] = {}  # until when; a descriptor of the process
         self._killed_young: set[int] = set()
         self._last_young = 0.0  # when one was killed
         self.tally: Counter[str] = Counter()
@@ -93,7 +94,8 @@ class Chaos:
                 self._do_something(now)
                 deadline = now + self._rng.expovariate(1 / self._pause)
             self._wake(now)
-            until = min([deadline if not self.done else now + 0.1, *self._stopped.values()])
+            awake = [until for until, _ in self._stopped.values()]
+            until = min([deadline if not self.done else now + 0.1, *awake])
             self._stop.wait(max(0.0, until - time.monotonic()))
         self._wake(float("inf"))
 
@@ -111,9 +113,11 @@ class Chaos:
         elif roll < 0.65:
             self._kill(pid)
         elif pid not in self._stopped:
-            send_signal(pid, signal.SIGSTOP)
-            self._stopped[pid] = now + self._rng.random() * 0.06
-            self.tally["stops"] += 1
+            with contextlib.suppress(ProcessLookupError):
+                process = os.pidfd_open(pid)
+                self._stopped[pid] = now + self._rng.random() * 0.06, process
+                signal.pidfd_send_signal(process, signal.SIGSTOP)
+                self.tally["stops"] += 1
 
     def _kill(self, pid: int) -> None:
         grown = self._grown_up()
@@ -143,13 +147,10 @@ class Chaos:
         }
 
     def _wake(self, now: float) -> None:
-        for pid, until in list(self._stopped.items()):
+        # By descriptor: one that has been retired is no worker any more, and if its template was killed, no descendant.
+        for pid, (until, process) in list(self._stopped.items()):
             if until <= now:
                 del self._stopped[pid]
-                if pid in self._workers or is_child(pid):
-                    send_signal(pid, signal.SIGCONT)
-
-
-def is_child(pid: int) -> bool:
-    """Is it a descendant of this process, and not a stranger that has got its number since?"""
-    return pid in descendants(os.getpid())
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(process, signal.SIGCONT)
+                os.close(process)

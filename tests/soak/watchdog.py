@@ -120,8 +120,9 @@ def state_of(driver: Driver) -> str:
     ]
     if fleet is not None:
         lines += [
-            f"fleet: {number}: pid {handle.pid}, leading={handle.leading}, armed={handle.armed}, "
-            f"ready={handle.ready}, problem={handle.end.problem}, reader locked={handle.reader.locked()}"
+            f"fleet: {number}: pid {handle.pid}, {status(handle.pid).get('State', 'gone')}, "
+            f"leading={handle.leading}, armed={handle.armed}, ready={handle.ready}, "
+            f"problem={handle.end.problem}, reader locked={handle.reader.locked()}"
             for number, handle in [*fleet.workers.items(), *fleet.leaving.items()]
         ]
     lines += [
