@@ -6,15 +6,17 @@ import errno
 import io
 import resource
 import signal
+import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
-from executor_tasks import SOON, run_script
+from executor_tasks import METHODS, SOON, run_script
 from support import wait_until
 from test_limits import descriptors_left
 
@@ -221,6 +223,64 @@ def test_an_exit_handler_is_told_that_it_is_too_late(tmp_path: Path) -> None:
         "cannot schedule new futures after shutdown",
         "cannot schedule new futures after interpreter shutdown",
     ]
+
+
+# ---------------------------------------------------------------- what a program has set
+
+
+@pytest.fixture
+def sockets_time_out() -> Iterator[None]:
+    """The program has said that a socket that is made is to give up after some time."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(0.1)
+    yield
+    socket.setdefaulttimeout(before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_default_timeout_of_sockets_is_not_that_of_workers(
+    sockets_time_out: None, method: str
+) -> None:
+    with ShmExecutor(2, method, initializer=socket.setdefaulttimeout, initargs=(0.1,)) as executor:
+        assert list(executor.map(total_soon, [np.ones(100_000), np.ones(200_000)])) == [1e5, 2e5]
+        pids = set(executor._processes)
+        executor.submit(time.sleep, 0.5).result(
+            SOON
+        )  # one is busy, the other is idle, longer than that
+        assert list(executor.map(total_soon, [np.ones(100_000), np.ones(200_000)])) == [1e5, 2e5]
+        assert set(executor._processes) == pids
+
+
+def test_a_default_timeout_of_sockets_is_not_that_of_who_takes_tasks_back(
+    sockets_time_out: None,
+) -> None:
+    with ShmExecutor(1, "fork", max_tasks_per_child=1) as executor:
+        for _ in range(2):  # the second worker is the template's
+            assert executor.submit(total_soon, np.ones(100_000)).result(SOON) == 1e5
+    with ShmExecutor(1, "fork") as executor:
+        slow = executor.submit(time.sleep, 0.5)
+        waiting = [executor.submit(abs, -1) for _ in range(3)]
+        assert all(future.cancel() for future in reversed(waiting))
+        assert slow.result(SOON) is None
+        assert executor.submit(abs, -1).result(SOON) == 1
+
+
+def test_a_map_with_a_buffersize_keeps_no_argument_alive() -> None:
+    made: list[weakref.ref[np.ndarray]] = []
+
+    def arrays() -> Iterator[np.ndarray]:
+        for number in range(10):
+            array = np.full(100, float(number))
+            made.append(weakref.ref(array))
+            yield array
+            del array
+
+    with ShmExecutor(1, "fork") as executor:
+        results = executor.map(np.sum, arrays(), buffersize=2)
+        for number, result in enumerate(results):
+            assert result == 100 * number
+            # One is in the tuple that zip() uses again.
+            assert sum(ref() is not None for ref in made) <= 1
 
 
 # ---------------------------------------------------------------- long times

@@ -169,6 +169,7 @@ class ParentEnd:
         self._buffer = bytearray(_BUFFER)
         self._filled = 0  # bytes in the buffer
         self._parsed = 0  # ... of which these have been returned as messages
+        unread.settimeout(None)  # whatever socket.setdefaulttimeout says
         calls.setblocking(False)
         answers.setblocking(False)
 
@@ -327,6 +328,8 @@ class WorkerEnd:
     def __init__(self, calls: socket.socket, answers: socket.socket, lifeline: int) -> None:
         self.calls = calls
         self._answers = answers
+        for one in (calls, answers):
+            one.settimeout(None)  # whatever socket.setdefaulttimeout says
         self.lifeline = lifeline
         self.descriptors = Descriptors()
         self._buffer: bytearray | None = None

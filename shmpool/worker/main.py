@@ -151,12 +151,14 @@ class _Worker:
     def _next(self) -> memoryview | None:
         """The next message, or None at their end.  Nothing is kept for it for longer than it may."""
         end, store, functions = self._end, self._store, self._functions
-        if functions.keeps_one or store.idle_seconds() is not None:
+        while functions.keeps_one or store.idle_seconds() is not None:
             try:
                 return end.receive(wait=False)  # one system call where another call waits
             except BlockingIOError:
                 functions.forget()
-            while not end.wait(store.idle_seconds()):
+            if not end.wait(
+                store.idle_seconds()
+            ):  # else there is one, or was: it may have been taken back
                 store.give_back_if_idle()
         return end.receive()
 

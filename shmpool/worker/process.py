@@ -222,8 +222,8 @@ def start_worker(starter: Starter) -> WorkerHandle:
             with contextlib.suppress(ProcessLookupError):
                 have_die_with(process.pid or 0, worker_end.lifeline)
         except BaseException as error:
-            forget_when_forked(end)
             end.close()  # whoever may have got the other end ends
+            forget_when_forked(end)
             if not left or not isinstance(error, ChannelSpentError):
                 raise
         else:

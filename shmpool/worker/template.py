@@ -67,6 +67,8 @@ class Template:
 
     def __init__(self, context: Any, initializer: Initializer, settings: Settings) -> None:
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for one in (self._socket, other):
+            one.settimeout(None)  # whatever socket.setdefaulttimeout says
         lifeline, self._lifeline = os.pipe()
         guard_when_forked(self)
         try:
@@ -143,11 +145,11 @@ class Template:
         self._close_descriptors()
 
     def _close_descriptors(self) -> None:
-        forget_when_forked(self)
         self._socket.close()
         lifeline, self._lifeline = self._lifeline, -1  # first: another thread may be about to fork
         if lifeline >= 0:
             os.close(lifeline)
+        forget_when_forked(self)
 
 
 class TemplateChild:
