@@ -346,15 +346,18 @@ class ShmExecutor(Executor):
             fn = StarChunk(fn, self._options.mmap_mode)
         if bar is not None:
             calls = and_then(calls, bar.no_more)
+
+        def shown(results: Iterator[Any]) -> Iterator[Any]:
+            if chunksize > 1:
+                results = itertools.chain.from_iterable(results)
+            return results if bar is None else bar.watched(results)
+
         try:
-            results = results_of(self._bind_all(fn, inert, bar), calls, buffersize, deadline)
+            return results_of(self._bind_all(fn, inert, bar), calls, buffersize, deadline, shown)
         except BaseException:
             if bar is not None:
                 bar.close()
             raise
-        if chunksize > 1:
-            results = itertools.chain.from_iterable(results)
-        return results if bar is None else bar.watched(results)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks; let the workers end when what was submitted is done.
@@ -529,7 +532,8 @@ class ShmExecutor(Executor):
     ) -> Callable[[Iterable[tuple[Any, ...]]], Generator[Future[Any], None, None]]:
         """As :meth:`_bind`, but what it returns is given the arguments of many calls, and yields their futures.
 
-        If that is closed before its end, it cancels those that it has not handed on.
+        Whoever closes that before its end, since Ctrl-C has come, cancels those futures that came from it: it cancels
+        those that did not, and may cancel some of the others.
         """
         if not inert or bar or self._common_bar:
             return partial(_one_by_one, self._bind(fn, inert, bar))
@@ -603,7 +607,11 @@ class ShmExecutor(Executor):
     ) -> Task:
         what = ARGUMENTS_AGAIN if self._limits.retries else ARGUMENTS
         arguments = self._store.dump((args, kwargs), self._launcher.pickling, what, epoch)
-        return Task(function, arguments, self._limits)
+        try:
+            return Task(function, arguments, self._limits)
+        except BaseException:  # Ctrl-C
+            arguments.release()
+            raise
 
     def _start(self) -> None:
         self._driver.check()
@@ -624,7 +632,11 @@ class ShmExecutor(Executor):
             return last[1]
         what = FUNCTION if once and not self._limits.retries else FUNCTION_AGAIN
         payload = self._store.dump(fn, self._launcher.pickling, what)
-        function = Function(payload, _name(fn), once=once)
+        try:
+            function = Function(payload, _name(fn), once=once)
+        except BaseException:  # Ctrl-C
+            payload.release()
+            raise
         if not payload.blocks and payload.data[-3:] == FOUND_BY_NAME and _is_found_by_name(fn):
             # A name and nothing else, so the pickle is good for as long as the name is.
             self._last_function = fn, function
@@ -661,8 +673,8 @@ def _take_back(tasks: Iterable[Task]) -> None:
 def _one_by_one(
     submit: Callable[[tuple[Any, ...]], Future[Any]], calls: Iterable[tuple[Any, ...]]
 ) -> Generator[Future[Any], None, None]:
-    for args in calls:
-        yield submit(args)
+    # Without a line between: there Ctrl-C could raise, and a future be lost.
+    yield from map(submit, calls)
 
 
 def _failed(error: BaseException, *_call: Any) -> Future[Any]:

@@ -21,12 +21,18 @@ __all__ = ["and_then", "chunked", "ordered", "unordered"]
 T = TypeVar("T")
 #: The arguments of one call.
 Args = tuple[Any, ...]
-#: Makes futures of calls, in order; closed before its end, it cancels those that it has not yielded.
+#: Makes futures of calls, in order; closed before its end, it cancels those that it has not yielded (and maybe others).
 SubmitAll = Callable[[Iterator[Args]], Generator[Future[Any], None, None]]
+#: What becomes of the iterator over results before the user gets it.
+Shown = Callable[[Iterator[Any]], Iterator[Any]]
 
 
 def ordered(
-    submit: SubmitAll, calls: Iterator[Args], buffersize: int | None, deadline: float | None
+    submit: SubmitAll,
+    calls: Iterator[Args],
+    buffersize: int | None,
+    deadline: float | None,
+    shown: Shown,
 ) -> Iterator[Any]:
     """Submit calls, and yield their results in order.
 
@@ -39,17 +45,20 @@ def ordered(
         At most so many calls are submitted whose results were not taken; None: all of them, now.
     deadline : float or None
         By ``time.monotonic``; TimeoutError when a result is not there by then.
+    shown : callable
+        Given the iterator over results, returns what this is to return.
     """
     futures: deque[Future[Any]] = deque()
     first = submit(itertools.islice(calls, buffersize))
     try:
         with whole, heard():  # once, not for each: that would take a microsecond
             futures.extend(first)
+        # Without a buffersize the generator must hold nothing but the futures: then the executor may go before it.
+        more = None if buffersize is None else submit(calls)
+        return shown(_in_order(futures, more, deadline))
     except KeyboardInterrupt:
         _cancel(first, futures)
         raise
-    # Without a buffersize the generator must hold nothing but the futures: then the executor may go before it.
-    return _in_order(futures, None if buffersize is None else submit(calls), deadline)
 
 
 def _in_order(
@@ -76,7 +85,11 @@ def _result_or_cancel(future: Future[T], deadline: float | None) -> T:
 
 
 def unordered(
-    submit: SubmitAll, calls: Iterator[Args], buffersize: int | None, deadline: float | None
+    submit: SubmitAll,
+    calls: Iterator[Args],
+    buffersize: int | None,
+    deadline: float | None,
+    shown: Shown,
 ) -> Iterator[Any]:
     """Submit calls, and yield their results as they come; parameters as for :func:`ordered`."""
     done: SimpleQueue[Future[Any]] = SimpleQueue()
@@ -85,10 +98,11 @@ def unordered(
     try:
         with whole, heard():
             _enter(first, futures, done)
+        more = None if buffersize is None else submit(calls)
+        return shown(_as_they_come(futures, done, more, deadline))
     except KeyboardInterrupt:
         _cancel(first, futures)
         raise
-    return _as_they_come(futures, done, None if buffersize is None else submit(calls), deadline)
 
 
 def _enter(

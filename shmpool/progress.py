@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import operator
 import os
@@ -150,14 +151,18 @@ class Bar:
             Given the same arguments, says how many items the future stands for.  Default: one.
         """
 
-        def submit_watched(*args: Any, **kwargs: Any) -> Future[T]:
-            future = submit(*args, **kwargs)
+        def submit_watched(*args: Any) -> Future[T]:
+            made: list[Future[T]] = []
             try:
-                self.watch(future, 1 if items_of is None else items_of(*args, **kwargs))
+                made.extend(
+                    itertools.starmap(submit, (args,))
+                )  # in one: Ctrl-C comes before or after
+                self.watch(made[0], 1 if items_of is None else items_of(*args))
+                return made[0]
             except BaseException:  # Ctrl-C, and nobody gets it
-                future.cancel()
+                for future in made:
+                    future.cancel()
                 raise
-            return future
 
         return submit_watched
 

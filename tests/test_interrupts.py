@@ -5,6 +5,8 @@ SIGINT is sent by ``signal.raise_signal``, which has it handled before the next 
 
 from __future__ import annotations
 
+import _thread
+import gc
 import importlib
 import os
 import signal
@@ -13,13 +15,17 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from functools import partial
+from typing import Any, Self
 
+import numpy as np
 import pytest
 from executor_tasks import SOON
 from support import wait_until
 
-from shmpool import ShmExecutor, interrupts
+from shmpool import BrokenPoolError, ShmExecutor, interrupts
+from shmpool.dispatch import driver as driver_module
 from shmpool.dispatch.driver import Driver
+from shmpool.dispatch.foreman import Foreman
 from shmpool.dispatch.future import TaskFuture
 from shmpool.dispatch.task import Task
 from shmpool.interrupts import HeardCondition, JoinableThread, WholeLock, heard, whole
@@ -258,6 +264,127 @@ def test_a_map_that_ctrl_c_ended_leaves_no_task_that_runs(
         assert all(task.future.cancelled() for task in taken_on)
     assert 20 < len(taken_on) < 100
     assert not os.path.exists(ran)
+
+
+class _Pressing(int):
+    # To look it up presses without a line in between, and so without Ctrl-C being noticed here.
+    now = property(_thread.interrupt_main)
+
+
+_PACKAGE = os.path.dirname(interrupts.__file__)
+
+
+class _PressLater:
+    """Press after so many bytecodes of the package's (but for the module that is about that)."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self._pressing = _Pressing(signal.SIGINT)
+
+    def __enter__(self) -> Self:
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: Any, event: str, _arg: object) -> Any:
+        if event == "call":
+            file = frame.f_code.co_filename
+            if not file.startswith(_PACKAGE) or file == interrupts.__file__:
+                return None
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        elif event == "opcode":
+            self.left -= 1
+            if not self.left:
+                sys.settrace(None)
+                _ = self._pressing.now
+        return self._trace
+
+
+def _first(array: np.ndarray) -> float:
+    return float(array[0])
+
+
+MAPS = {
+    "list": lambda executor, arrays: executor.map(_first, arrays),
+    "generator": lambda executor, arrays: executor.map(_first, iter(arrays)),
+    "list, unordered": lambda executor, arrays: executor.map_unordered(_first, arrays),
+    "generator, unordered": lambda executor, arrays: executor.map_unordered(_first, iter(arrays)),
+    "chunks": lambda executor, arrays: executor.map(_first, arrays, chunksize=2),
+    "buffersize": lambda executor, arrays: executor.map(_first, arrays, buffersize=4),
+    "numbers": lambda executor, _: executor.map(abs, range(40)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MAPS)
+def test_wherever_ctrl_c_ends_a_map_no_task_runs_and_no_block_is_left(
+    tmp_path, monkeypatch, rng, name
+):
+    taken_on: list[Task] = []
+    take_on = Foreman.take_on
+    most = 10**9
+    left = most
+
+    def noted(foreman: Foreman, tasks: Sequence[Task], driver: Any) -> Any:
+        nonlocal left
+        left = pressing.left
+        taken_on.extend(tasks)
+        return take_on(foreman, tasks, driver)
+
+    def forget() -> None:
+        for task in taken_on:
+            assert task.future.cancel()
+        taken_on.clear()
+        gc.collect()
+        wait_until(lambda: not executor._store.live_blocks(), SOON, "no blocks")
+
+    go = tmp_path / "go"
+    with ShmExecutor(1) as executor:
+        blocker = executor.submit(_wait_for, str(go))
+        monkeypatch.setattr(Foreman, "take_on", noted)
+        try:
+            for _ in range(2):  # the first time more is done than later
+                with _PressLater(most) as pressing:
+                    MAPS[name](executor, [np.full(20_000, float(i)) for i in range(4)])
+                forget()
+            until = (most - left) * 9 // 10  # afterwards whoever called it may have the results
+            for moment in rng.integers(1, until, 40):
+                # Anew, so that they are copied; and held, since what a finalizer raises is lost.
+                arrays = [np.full(20_000, float(i)) for i in range(4)]
+                with pytest.raises(KeyboardInterrupt), _PressLater(moment) as pressing:
+                    MAPS[name](executor, arrays)
+                assert all(task.future.cancelled() for task in taken_on), moment
+                del arrays
+                forget()
+        finally:
+            go.touch()
+            monkeypatch.undo()
+        blocker.result(SOON)
+        assert executor.submit(abs, -1).result(SOON) == 1
+
+
+def test_futures_that_failed_are_told_so_although_ctrl_c_came_just_then(monkeypatch):
+    take_on, settle = Foreman.take_on, driver_module.settle
+
+    def take_on_and_break(foreman: Foreman, tasks: Sequence[Task], ref: Any) -> Any:
+        return take_on(foreman, tasks, ref) + foreman.break_pool("as if no worker could be started")
+
+    def press_and_settle(failures: Any) -> None:
+        if failures:
+            press()
+        settle(failures)
+
+    with ShmExecutor(1) as executor:
+        futures = [executor.submit(signal.pause) for _ in range(3)]
+        monkeypatch.setattr(Foreman, "take_on", take_on_and_break)
+        monkeypatch.setattr(driver_module, "settle", press_and_settle)
+        with pytest.raises(KeyboardInterrupt):
+            executor.submit(abs, 1)
+        for future in futures:
+            with pytest.raises(BrokenPoolError, match="as if no worker"):
+                future.result(SOON)
 
 
 def test_a_thread_is_not_over_because_ctrl_c_ended_the_waiting_for_it():

@@ -41,7 +41,7 @@ from shmpool.dispatch.state import Machine
 from shmpool.dispatch.task import Task
 from shmpool.dispatch.wakeup import WakeUp
 from shmpool.errors import BrokenPoolError
-from shmpool.interrupts import WholeLock
+from shmpool.interrupts import WholeLock, whole
 from shmpool.store.store import ObjectStore
 from shmpool.worker.process import Starter
 
@@ -164,12 +164,10 @@ class Driver:
         """
         foreman = self._foreman
         foreman.check_outside()
-        failures: Failures = []
-        try:
-            with self._lock:  # Ctrl-C may raise at its end
+        with whole:
+            with self._lock:
                 self.check()
                 failures = foreman.take_on(tasks, self.ref)
-        finally:
             settle(failures)
 
     def take_back(self, number: int) -> bool:
@@ -198,22 +196,18 @@ class Driver:
         return True
 
     def _give_up(self, number: int, *, kill: bool) -> bool:
-        failures: Failures = []
-        try:
+        with whole:
             with self._lock:
                 given_up, failures = self._foreman.give_up(number, kill=kill)
-        finally:
             settle(failures)
         return given_up
 
     def resize(self, max_workers: int) -> None:
         """Have more workers, or fewer."""
         self._foreman.check_outside()
-        failures: Failures = []
-        try:
+        with whole:
             with self._lock:
                 failures = self._foreman.resize(max_workers)
-        finally:
             settle(failures)
 
     # ---------------------------------------------------------------- who waits for a task
@@ -252,14 +246,12 @@ class Driver:
             self._foreman.refuse_more()
             self.abandon()
             return None  # to wait for the end in here would be to prevent it
-        failures: Failures = []
-        try:
+        with whole:
             with self._lock:
                 failures = self._foreman.close()
                 thread = lifetime.thread_to_join()
                 if thread is None:
                     lifetime.never_begin()
-        finally:
             settle(failures)
         if cancel_futures or interrupted:
             self._cancel_waiting(sent_ahead=interrupted)
@@ -281,11 +273,9 @@ class Driver:
         try:
             each(lambda _, task: task.future.cancel(), waiting)
         finally:
-            failures: Failures = []
-            try:
+            with whole:
                 with self._lock:
                     failures = self._foreman.forget_cancelled(waiting)
-            finally:
                 settle(failures)
 
     def terminate(self, signal_number: int) -> None:
@@ -297,12 +287,11 @@ class Driver:
             self._cancel_waiting()
         finally:
             failures: Failures = []
-            try:
+            with whole:
                 with self._lock:
                     if not self.finished:
                         why = "the workers of this pool were terminated"
                         failures = self._foreman.break_pool(why, signal_number)
-            finally:
                 settle(failures)
                 self.wake()
 

@@ -213,16 +213,24 @@ class ObjectStore(Exchange):
         atoms = dump_atoms(obj, self.config.message_limit)
         if atoms is not None:
             return Payload(self, b"\0" + atoms, [])
-        # Once, not for each lock that is taken: that would take a microsecond and a half.
-        with whole, heard():
-            return self._dump(obj, pickling, what, epoch)
+        payload: Payload | None = None
+        try:
+            # Once, not for each lock that is taken: that would take a microsecond and a half.
+            with whole:
+                payload = self._dump(obj, pickling, what, epoch)
+        except BaseException:
+            if payload is not None:  # Ctrl-C came meanwhile
+                payload.release()
+            raise
+        return payload
 
     def _dump(self, obj: object, pickling: Pickling, what: What, epoch: Epoch | None) -> Payload:
         outer = travelling.store, travelling.carried
         carried: list[Block] = []
         travelling.store, travelling.carried = self, carried
         try:
-            stream, buffers = pickling.dumps(obj, what)
+            with heard():  # it may be code of the user's, and take any time
+                stream, buffers = pickling.dumps(obj, what)
         except BaseException:
             self.let_go(carried)
             raise
