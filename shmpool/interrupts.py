@@ -28,6 +28,7 @@ __all__ = [
     "JoinableThread",
     "WholeLock",
     "handle_with",
+    "hear",
     "heard",
     "whole",
 ]
@@ -151,6 +152,13 @@ class heard:  # noqa: N801  # used as a function is
         if here is not None and here is _outside:
             _depth = here[0]
             _outside = here[1]
+
+
+def hear() -> None:
+    """Between two steps of a section that may take long: if Ctrl-C has come meanwhile, it raises here."""
+    if _noted:
+        with heard():
+            pass
 
 
 #: A section of code that Ctrl-C does not cut in two: ``with whole:``, in any thread, nested or not.

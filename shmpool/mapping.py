@@ -68,18 +68,21 @@ def _in_order(
         while futures:
             if more is not None:
                 futures.extend(itertools.islice(more, 1))
-            yield _result_or_cancel(futures.popleft(), deadline)
+            yield _next_result(futures, deadline)
     finally:
         for future in futures:
             future.cancel()
 
 
-def _result_or_cancel(future: Future[T], deadline: float | None) -> T:
+def _next_result(futures: deque[Future[T]], deadline: float | None) -> T:
+    """The result of the first; whatever comes of that, the future is taken off, and is done or cancelled."""
+    future = futures[0]
     try:
         try:
             return future.result(None if deadline is None else deadline - time.monotonic())
         finally:
             future.cancel()
+            futures.popleft()  # now: Ctrl-C may come before, and then the caller cancels it
     finally:
         del future  # breaks a cycle with the exception's traceback
 

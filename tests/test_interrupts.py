@@ -22,7 +22,7 @@ import pytest
 from executor_tasks import SOON
 from support import wait_until
 
-from shmpool import BrokenPoolError, ShmExecutor, interrupts
+from shmpool import BrokenPoolError, ObjectStore, ShmExecutor, interrupts
 from shmpool.dispatch import driver as driver_module
 from shmpool.dispatch.driver import Driver
 from shmpool.dispatch.foreman import Foreman
@@ -385,6 +385,74 @@ def test_futures_that_failed_are_told_so_although_ctrl_c_came_just_then(monkeypa
         for future in futures:
             with pytest.raises(BrokenPoolError, match="as if no worker"):
                 future.result(SOON)
+
+
+def test_ctrl_c_is_heard_in_a_callback_of_a_future_that_fails(monkeypatch):
+    take_on = Foreman.take_on
+    called, gone_on = [], []
+
+    def take_on_and_break(foreman: Foreman, tasks: Sequence[Task], ref: Any) -> Any:
+        return take_on(foreman, tasks, ref) + foreman.break_pool("as if no worker could be started")
+
+    def callback(future: Any) -> None:
+        called.append(future)
+        press()
+        gone_on.append(future)
+
+    with ShmExecutor(1) as executor:
+        futures = [executor.submit(signal.pause) for _ in range(3)]
+        futures[1].add_done_callback(callback)
+        monkeypatch.setattr(Foreman, "take_on", take_on_and_break)
+        with pytest.raises(KeyboardInterrupt):
+            executor.submit(abs, 1)
+        assert called == [futures[1]] and not gone_on
+        for future in futures:
+            assert isinstance(future.exception(SOON), BrokenPoolError)
+
+
+def test_ctrl_c_is_heard_between_the_arrays_of_an_argument(monkeypatch):
+    written = []
+    write = ObjectStore._write
+
+    def press_at_the_second(*args: Any) -> None:
+        write(*args)
+        written.append(args)
+        if len(written) == 2:
+            press()
+
+    arrays = [np.ones(1 << 20) for _ in range(4)]
+    with ShmExecutor(1) as executor:
+        monkeypatch.setattr(ObjectStore, "_write", press_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            executor.submit(len, arrays)
+        assert len(written) == 2
+        written.clear()
+        del arrays
+        gc.collect()
+        assert not executor._store.live_blocks()
+
+
+def test_ctrl_c_is_heard_between_the_arrays_that_are_looked_for(monkeypatch):
+    looked = []
+    find = ObjectStore._find
+
+    def press_at_the_second(*args: Any) -> Any:
+        found = find(*args)
+        looked.append(found)
+        if len(looked) == 2:
+            press()
+        return found
+
+    arrays = [np.ones(1 << 17) for _ in range(4)]
+    with ShmExecutor(1) as executor:
+        assert executor.submit(len, arrays).result(SOON) == 4
+        store = executor._store
+        before = {key: hold.count for key, hold in store._holds.items()}
+        monkeypatch.setattr(ObjectStore, "_find", press_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            executor.submit(len, arrays)
+        assert len(looked) == 2 and looked[1] is not None
+        assert {key: hold.count for key, hold in store._holds.items()} == before
 
 
 def test_a_thread_is_not_over_because_ctrl_c_ended_the_waiting_for_it():

@@ -12,6 +12,7 @@ from typing import Any
 
 from shmpool.dispatch.task import Task
 from shmpool.errors import StoreFullError, WorkerDiedError
+from shmpool.interrupts import heard
 from shmpool.worker.process import WorkerHandle
 
 __all__ = ["Failures", "death", "each", "lack", "resolve", "settle", "without_frames"]
@@ -78,7 +79,12 @@ def settle(failures: Failures) -> None:
 
 def _settle_one(task: Task, error: BaseException) -> None:
     task.arguments.release()
-    resolve(task.future, False, error)
+    try:
+        with heard():  # callbacks may take any time
+            resolve(task.future, False, error)
+    finally:
+        if not task.future.is_settled:  # Ctrl-C has come before it was
+            resolve(task.future, False, error)
 
 
 def each(function: Callable[..., None], items: Iterable[tuple[Any, ...]]) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from shmpool.config import Config, parse_size
 from shmpool.errors import RefError, WireError
-from shmpool.interrupts import heard, whole
+from shmpool.interrupts import hear, heard, whole
 from shmpool.memory import bulk
 from shmpool.memory.intervals import IntervalSet
 from shmpool.memory.segment import HUGE_PAGE, Bytes, Mode, Segment, address_of, round_up
@@ -268,6 +268,7 @@ class ObjectStore(Exchange):
         copied = shared = ridden = 0
         try:
             for buffer in buffers:
+                hear()
                 if self._rides(buffer):
                     riding.append(buffer)
                     spans.append(Span(wire_form.RIDING, ridden, buffer.nbytes))
@@ -309,6 +310,7 @@ class ObjectStore(Exchange):
         try:
             spans, groups, riding, copied, shared = self.plan(buffers, blocks, epoch)
             for group in groups:
+                hear()
                 self._write(group, blocks, spans, buffers, epoch)
             chunks = wire_form.encode(stream, blocks, spans, riding)  # type: ignore[arg-type]  # no None is left
             nbytes = sum(map(len, chunks))
