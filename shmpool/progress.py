@@ -154,9 +154,8 @@ class Bar:
         def submit_watched(*args: Any) -> Future[T]:
             made: list[Future[T]] = []
             try:
-                made.extend(
-                    itertools.starmap(submit, (args,))
-                )  # in one: Ctrl-C comes before or after
+                # In one call: Ctrl-C comes before it or after.
+                made.extend(itertools.starmap(submit, (args,)))
                 self.watch(made[0], 1 if items_of is None else items_of(*args))
                 return made[0]
             except BaseException:  # Ctrl-C, and nobody gets it

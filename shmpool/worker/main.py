@@ -156,10 +156,9 @@ class _Worker:
                 return end.receive(wait=False)  # one system call where another call waits
             except BlockingIOError:
                 functions.forget()
-            if not end.wait(
-                store.idle_seconds()
-            ):  # else there is one, or was: it may have been taken back
+            if not end.wait(store.idle_seconds()):
                 store.give_back_if_idle()
+            # Else there is one, or was: it may have been taken back.
         return end.receive()
 
     def _take(self, extras: Extras | None) -> None:

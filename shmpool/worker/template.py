@@ -218,10 +218,8 @@ class TemplateChild:
     def close(self) -> None:
         """Let go of the status pipe."""
         with self._lock:
-            sentinel, self.sentinel = (
-                self.sentinel,
-                -1,
-            )  # first: another thread may be about to fork
+            # First: another thread may be about to fork.
+            sentinel, self.sentinel = self.sentinel, -1
             if sentinel >= 0:
                 os.close(sentinel)
 
