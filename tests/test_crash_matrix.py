@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
-from support import TIMEUNIT
+from support import START_METHODS, TIMEUNIT
 
 from shmpool import SerializationError, ShmExecutor, WorkerDiedError
 
@@ -131,8 +131,14 @@ def run_among_neighbours(
     return error
 
 
-@pytest.mark.parametrize("moment", IN_THE_WORKER)
-@pytest.mark.parametrize("deed", DEADLY)
+@pytest.mark.parametrize(
+    ("start_method", "deed", "moment"),
+    [
+        (method, deed, moment)
+        for method, deed, moment in itertools.product(START_METHODS, DEADLY, IN_THE_WORKER)
+        if method == "fork" or deed is be_killed or moment == "running"
+    ],
+)
 def test_death_of_a_worker_fails_its_task_only(
     start_method: str, deed: Callable[[], object], moment: str
 ) -> None:
@@ -147,25 +153,17 @@ def test_death_of_a_worker_fails_its_task_only(
     assert successor != pid, "the dead worker was not replaced"
 
 
-@pytest.mark.parametrize(
-    ("deed", "moment"),
-    # What is asked to exit while it pickles an argument is the caller of `submit`: see below.
-    [
-        (deed, moment)
-        for deed, moment in itertools.product(RAISING, MOMENTS)
-        if (deed, moment) != (exit_by_exception, "argument pickled")
-    ],
-)
-def test_exception_fails_its_task_only(
-    start_method: str, deed: Callable[[], object], moment: str
-) -> None:
+def test_exception_fails_its_task_only(start_method: str) -> None:
     with ShmExecutor(1, mp_context=start_method) as executor:
         pid = executor.submit(os.getpid).result(timeout=60 * TIMEUNIT)
-        error = run_among_neighbours(executor, moment, deed)
-        assert executor.submit(os.getpid).result(timeout=60 * TIMEUNIT) == pid, (
-            "no worker had to die"
-        )
-    assert isinstance(error, (RAISING[deed], SerializationError)), repr(error)
+        for deed, moment in itertools.product(RAISING, MOMENTS):
+            if (deed, moment) == (exit_by_exception, "argument pickled"):
+                continue  # it is the caller of `submit` that is asked to exit: see below
+            error = run_among_neighbours(executor, moment, deed)
+            expected = (RAISING[deed], SerializationError)
+            assert isinstance(error, expected), (deed, moment, repr(error))
+            now = executor.submit(os.getpid).result(timeout=60 * TIMEUNIT)
+            assert now == pid, (deed, moment, "no worker had to die")
 
 
 def test_exit_while_an_argument_is_pickled_reaches_the_caller(start_method: str) -> None:

@@ -22,7 +22,7 @@ import pytest
 from executor_tasks import SOON, environment
 from soak import interrupts
 from soak.terminal import CTRL_C, Terminal, noise, tracebacks
-from support import TIMEUNIT, wait_until
+from support import START_METHODS, TIMEUNIT, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -166,7 +166,18 @@ def check_ended(terminal: Terminal, home: Home, family: set[int]) -> None:
     assert screen.rstrip().splitlines()[-1] == "KeyboardInterrupt", screen
 
 
-@pytest.mark.parametrize("way", WAYS)
+#: What else is waited for, and how, is a matter of this process alone: with one start method.
+CORE = ("map in a block", "result", "shutdown", "loop in a block", "Pool.map in a block", "joblib")
+
+
+@pytest.mark.parametrize(
+    ("start_method", "way"),
+    [
+        (method, way)
+        for method in START_METHODS
+        for way in (WAYS if method == START_METHODS[0] else CORE)
+    ],
+)
 def test_ctrl_c_ends_a_program_cleanly(home, way, start_method, record_property):
     home.write(start_method, WAYS[way])
     with home.start() as terminal:
@@ -193,10 +204,12 @@ def test_ctrl_c_ends_a_script_that_is_run_with_shmpool_in_its_place(home, way):
         check_ended(terminal, home, family)
 
 
+@pytest.mark.parametrize("way", CORE[:-1])
 @pytest.mark.parametrize(
-    "way", ["map in a block", "result", "shutdown", "loop in a block", "Pool.map in a block"]
+    ("start_method", "pause"),
+    [(START_METHODS[0], pause) for pause in (0, 0.02, 0.3)]
+    + [(method, 0.1) for method in START_METHODS[1:]],
 )
-@pytest.mark.parametrize("pause", [0, 0.02, 0.3])
 def test_a_second_ctrl_c_does_no_harm(home, way, pause, start_method, seed):
     home.write(start_method, WAYS[way])
     with home.start() as terminal:
