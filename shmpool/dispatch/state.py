@@ -423,21 +423,22 @@ class Machine:
             else:
                 self._pending.insert(later, task)
 
+    def _takes(self, state: _Worker) -> int:
+        """How many more tasks may a worker be sent now?"""
+        if not state.ready or state.condemned or (state.full and state.tasks):
+            return 0
+        room = self._ahead + 1 - len(state.tasks)
+        return room if self._limit is None else min(room, self._limit - state.assigned)
+
     def _place(self, worker: int) -> None:
         """Enter a worker where it belongs: idle, with room for more, or neither."""
         state = self._workers[worker]
-        idle = room = False
-        spent = self._limit is not None and state.assigned >= self._limit
-        if state.ready and not state.condemned and not spent:
-            if not state.tasks:
-                idle = True
-            else:
-                room = len(state.tasks) <= self._ahead and not state.full
-        if idle:
+        takes = self._takes(state) > 0
+        if takes and not state.tasks:
             self._idle[worker] = 0
         else:
             self._idle.pop(worker, None)
-        if room:
+        if takes and state.tasks:
             self._room[worker] = None
         else:
             self._room.pop(worker, None)
@@ -460,15 +461,19 @@ class Machine:
                     self._room.move_to_end(worker)
                 else:
                     break
-                task = pending.popleft()
                 state = self._workers[worker]
-                state.tasks[task] = None
-                state.assigned += 1
-                self._sent += 1
+                # All that it takes, if there is no other: the same as one at a time, at less cost.
+                alone = len(self._idle) + len(self._room) == 1
+                count = min(self._takes(state), len(pending)) if alone else 1
+                for _ in range(count):
+                    task = pending.popleft()
+                    state.tasks[task] = None
+                    actions.append(Send(task, worker))
+                    if self._timed and task in self._timed and len(state.tasks) == 1:
+                        actions.append(Watch(task))
+                state.assigned += count
+                self._sent += count
                 self._place(worker)
-                actions.append(Send(task, worker))
-                if self._timed and task in self._timed and len(state.tasks) == 1:
-                    actions.append(Watch(task))
             if len(self._workers) < self._max_workers:
                 self._start_workers(actions)
         while self._idle and len(self._workers) > self._max_workers:

@@ -96,7 +96,7 @@ class Task:
         self.function = function
         self.arguments = arguments
         mine, its = arguments.blocks, function.payload.blocks
-        self.blocks: Sequence[Block] = its + mine if its and mine else its or mine
+        self.blocks: Sequence[Block] = [*its, *mine] if its and mine else its or mine
         self.limits = limits
         self.started = False
         self.handle: WorkerHandle | None = None

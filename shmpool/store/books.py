@@ -19,7 +19,7 @@ import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -62,7 +62,7 @@ class Payload:
     ----------
     data : bytes
         What goes into a message.
-    blocks : list of Block
+    blocks : sequence of Block
     copied, shared : int
         Bytes of its buffers that were copied into the store, and that were there already.
     layout : Layout or None
@@ -75,7 +75,7 @@ class Payload:
         self,
         books: Books,
         data: bytes | memoryview,
-        blocks: list[Block],
+        blocks: Sequence[Block] = (),
         copied: int = 0,
         shared: int = 0,
         layout: Layout | None = None,
@@ -90,7 +90,7 @@ class Payload:
     def release(self) -> None:
         """Let go of the blocks.  May be called twice."""
         if self.blocks:
-            blocks, self.blocks = self.blocks, []
+            blocks, self.blocks = self.blocks, ()
             self._books.let_go(blocks)
 
     def release_later(self) -> None:
@@ -264,7 +264,7 @@ class Books:
             elif isinstance(item, Payload):
                 for block in item.blocks:
                     self._unhold(block)
-                item.blocks = []
+                item.blocks = ()
             else:
                 stale = self._written.remove_dead(item)
                 if stale is not None:

@@ -110,10 +110,10 @@ class Exchange(Books):
             It is no payload, or names an arena that this process does not have.
         """
         if len(data) and data[0] == wire_form.PLAIN:
-            return Payload(self, data, [])
+            return Payload(self, data)
         layout = wire_form.decode(data)
         if not layout.blocks:
-            return Payload(self, data, [], layout=layout)
+            return Payload(self, data, layout=layout)
         with self._books:
             blocks = self._receive_blocks(layout.blocks, origin)
             if layout.indirect:

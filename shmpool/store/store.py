@@ -212,7 +212,7 @@ class ObjectStore(Exchange):
         """
         atoms = dump_atoms(obj, self.config.message_limit)
         if atoms is not None:
-            return Payload(self, b"\0" + atoms, [])
+            return Payload(self, b"\0" + atoms)
         payload: Payload | None = None
         try:
             # Once, not for each lock that is taken: that would take a microsecond and a half.
@@ -242,9 +242,9 @@ class ObjectStore(Exchange):
         if not buffers and not carried:
             if len(stream) == 1:
                 if len(stream[0]) < self.config.message_limit:
-                    return Payload(self, b"\0" + stream[0], [])
+                    return Payload(self, b"\0" + stream[0])
             elif sum(map(len, stream)) < self.config.message_limit:
-                return Payload(self, b"".join((b"\0", *stream)), [])
+                return Payload(self, b"".join((b"\0", *stream)))
         return self._pack(stream, buffers, carried, epoch)
 
     def plan(
@@ -443,7 +443,9 @@ class ObjectStore(Exchange):
         """
         data = payload.data
         if len(data) and data[0] == wire_form.PLAIN:
-            stream: bytes | bytearray | memoryview = memoryview(data)[1:]
+            stream: bytes | bytearray | memoryview = (
+                data[1:] if type(data) is memoryview else memoryview(data)[1:]
+            )
             buffers: list[memoryview] = []
         else:
             layout = payload.layout or wire_form.decode(data)

@@ -35,6 +35,8 @@ _HEAD = struct.Struct("<BBQIIQQQ")
 _COUNT = struct.Struct("<I")
 #: Message flags.
 _EXTRAS, _OK, _READONLY = 1, 2, 4
+#: Microseconds of a task that are told; more count as these (71 minutes).
+_LONGEST = 0xFFFFFFFF
 
 
 class Extras:
@@ -149,6 +151,25 @@ def encode_call(
     return b"".join((head, function, arguments))
 
 
+def encode_answer(
+    number: int,
+    ok: bool,
+    result: Data,
+    copied: int,
+    shared: int,
+    microseconds: int,
+    resident: int,
+) -> bytes:
+    """An :class:`Answer` without extras, in bytes: the same as :func:`encode` makes, for the hot path."""
+    if microseconds > _LONGEST:  # noqa: PLR1730  # min() is a call
+        microseconds = _LONGEST
+    flags = _OK if ok else 0
+    return (
+        _HEAD.pack(_ANSWER, flags, number, len(result), microseconds, copied, shared, resident)
+        + result
+    )
+
+
 def encode(message: FromParent | FromWorker) -> bytes:
     """Put a message into bytes."""
     if isinstance(message, Call):
@@ -165,14 +186,14 @@ def encode(message: FromParent | FromWorker) -> bytes:
         return b"".join((head, message.function, message.arguments, _encode_extras(extras)))
     if isinstance(message, Answer):
         extras = message.extras
-        flags = (_OK if message.ok else 0) | (_EXTRAS if extras else 0)
+        if not extras:
+            return encode_answer(*message[:-1])
+        flags = (_OK if message.ok else 0) | _EXTRAS
         head = _HEAD.pack(
-            _ANSWER, flags, message.task, len(message.result), min(message.microseconds, 0xFFFFFFFF),
+            _ANSWER, flags, message.task, len(message.result), min(message.microseconds, _LONGEST),
             message.copied, message.shared, message.resident,
         )  # fmt: skip
-        return b"".join(
-            (head, message.result, _encode_extras(extras)) if extras else (head, message.result)
-        )
+        return b"".join((head, message.result, _encode_extras(extras)))
     if isinstance(message, Notice):
         return _HEAD.pack(_NOTICE, _EXTRAS, 0, 0, 0, message.room, 0, 0) + _encode_extras(
             message.extras or Extras()
@@ -199,7 +220,7 @@ def decode(data: Data) -> FromParent | FromWorker:
     start = _HEAD.size
     if kind == _CALL:
         middle, end = start + first, start + first + second
-        extras = _end(view, end, flags)
+        extras = _end(view, end, flags) if flags & _EXTRAS or end != len(view) else None
         return Call(
             number,
             view[start:middle],
@@ -211,7 +232,7 @@ def decode(data: Data) -> FromParent | FromWorker:
         )
     if kind == _ANSWER:
         end = start + first
-        extras = _end(view, end, flags)
+        extras = _end(view, end, flags) if flags & _EXTRAS or end != len(view) else None
         return Answer(
             number, bool(flags & _OK), view[start:end], third, fourth, second, fifth, extras
         )

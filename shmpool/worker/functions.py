@@ -85,7 +85,8 @@ class Functions:
         self._parent = parent
         self._kept: Function | None = None
         self._last_serial = 0
-        self._named: tuple[bytes, Callable[..., Any]] | None = None
+        #: The last one that is found by name: nothing of it is in a call, and it is used as it is.
+        self._named: Function | None = None
 
     @property
     def keeps_one(self) -> bool:
@@ -115,6 +116,9 @@ class Functions:
         mode: Mode = "r" if call.readonly else "c"
         if self._kept is not None:
             return self._kept
+        named = self._named
+        if named is not None and named.mode == mode and named.payload.data == call.function:
+            return named
         return Function(call.serial, mode, self._store.receive(call.function, self._parent))
 
     def load(self, function: Function) -> Callable[..., Any]:
@@ -122,11 +126,11 @@ class Functions:
         if function.fn is not None:
             return function.fn
         data = function.payload.data
-        if self._named is not None and self._named[0] == data:
-            return self._named[1]
         fn: Callable[..., Any] = self._store.load(function.payload, function.mode)
         if not function.payload.blocks and bytes(data[-3:]) == FOUND_BY_NAME:
-            self._named = bytes(data), fn
+            function.payload.data = bytes(data)  # the message's buffer has others next
+            function.fn = fn
+            self._named = function
         elif function.serial and function.serial == self._last_serial:
             # Not for the first call of it: there may be no other.
             function.watched = _Watched.of(fn, self._store)
@@ -136,7 +140,7 @@ class Functions:
         self._last_serial = function.serial
         return fn
 
-    def done(self, function: Function, arguments: Sequence[Block]) -> list[Block]:
+    def done(self, function: Function, arguments: Sequence[Block]) -> Sequence[Block]:
         """A call has ended, and its result is gone: keep the function or let go of it.
 
         Parameters
@@ -147,9 +151,11 @@ class Functions:
 
         Returns
         -------
-        list of Block
+        sequence of Block
             Those of the function, if it was let go of.
         """
+        if function is self._named:
+            return ()
         blocks = function.payload.blocks
         # If its blocks are the arguments', too: whether those are kept by the task could not be told.
         if (
@@ -158,7 +164,7 @@ class Functions:
             and function.watched.is_unchanged()
         ):
             self._kept = function
-            return []
+            return ()
         self._kept = None
         function.fn = function.watched = None
         function.payload.release()
@@ -266,14 +272,14 @@ def _bound(fn: Any) -> Iterator[Any]:
         fn = fn.fn
     if type(fn) is not partial or fn.__dict__ or not _is_named(fn.func):
         yield fn
-        return
-    todo = [*fn.args, *fn.keywords.values()]
-    for value in todo:
-        kind = type(value)
-        if kind is tuple:
-            todo += value
-        elif not (kind in ATOMS or _is_named(value)):
-            yield value
+    else:
+        todo = [*fn.args, *fn.keywords.values()]
+        for value in todo:
+            kind = type(value)
+            if kind is tuple:
+                todo += value
+            elif not (kind in ATOMS or _is_named(value)):
+                yield value
 
 
 def _is_named(value: Any) -> bool:

@@ -131,7 +131,7 @@ class Launcher:
             # It may have forked a worker before it was killed, which has the channel then.
             self._template.close()
         assert self._pinned is not None
-        self._pinned.blocks += self._store.pin_views().blocks
+        self._pinned.blocks = [*self._pinned.blocks, *self._store.pin_views().blocks]
         self._template = Template(self._context, self._initializer, self._settings)
         raise ChannelSpentError
 

@@ -189,7 +189,7 @@ class _Worker:
         del (
             result
         )  # its views, which may be of the arguments, must be gone before asking what is kept
-        lent = lent + self._functions.done(function, lent)
+        lent = [*lent, *self._functions.done(function, lent)]
         try:
             arenas = store.introduce(self._parent, payload.blocks) if payload.blocks else []
         except OSError as error:  # out of descriptors
@@ -197,12 +197,15 @@ class _Worker:
             arenas = []
             ok, payload = self._pack(False, _with_traceback(error))
         extras = self._extras(payload, lent)
-        answer = Answer(
-            call.task, ok, payload.data, payload.copied, payload.shared, microseconds, store.resident, extras
+        told = (
+            call.task, ok, payload.data, payload.copied, payload.shared, microseconds, store.resident,
         )  # fmt: skip
+        if extras is None:
+            self._end.send(messages.encode_answer(*told))
+            return
         fds = self._hand_over(extras, arenas) if arenas else None
         try:
-            self._end.send(messages.encode(answer), fds)
+            self._end.send(messages.encode(Answer(*told, extras)), fds)
         finally:
             for fd in fds or ():
                 os.close(fd)
@@ -212,7 +215,7 @@ class _Worker:
         try:
             fn = self._functions.load(function)
             args, kwargs = self._store.load(arguments, function.mode)
-            if kwargs or any(type(arg) is ObjectRef for arg in args):
+            if kwargs or _has_ref(args):
                 args, kwargs = _resolved(args, kwargs, function.mode)
             self.in_task = True
             try:
@@ -277,6 +280,13 @@ def _leave(ok: bool, result: Any) -> NoReturn:
         print(result.tb, file=sys.stderr)  # noqa: T201  # what else would have printed it
         raise SystemExit(1)
     raise SystemExit(0) if ok else result.exc
+
+
+def _has_ref(args: tuple[Any, ...]) -> bool:
+    for arg in args:  # noqa: SIM110  # any() would make a generator, for each task
+        if type(arg) is ObjectRef:
+            return True
+    return False
 
 
 def _resolved(
