@@ -156,7 +156,7 @@ ENDS = {
         @atexit.register
         def look():
             traceback.print_exception(sys.last_type, sys.last_value, sys.last_traceback)
-            print(getattr(sys, "last_exc", None) in (None, sys.last_value), x)
+            print(getattr(sys, "last_exc", "not of this Python") is sys.last_value, x)
         x = 1
         x / 0
         """,
@@ -351,11 +351,39 @@ def test_children_find_the_main_module_and_are_installed_too(
     assert ended == (0, "['shmpool', 'shmpool']\n", "")
 
 
+# In the place of a folder where shmpool is installed: all that is there, but for that.
+NOT_INSTALLED = """\
+import os, sys
+for number, folder in enumerate(sys.path):
+    if os.path.isdir(os.path.join(folder, "shmpool")):
+        sys.path[number] = os.path.join(os.path.dirname(__file__), "the others", str(number))
+        os.makedirs(sys.path[number], exist_ok=True)
+        for name in {*os.listdir(folder)} - {"shmpool", *os.listdir(sys.path[number])}:
+            os.symlink(os.path.join(folder, name), os.path.join(sys.path[number], name))
+"""
+
+
+# loky gives its processes sys.path before anything else, multiprocessing a while later.
+BOTH_POOLS = """\
+import multiprocessing
+import shmpool
+
+def home():
+    return multiprocessing.Pool.__func__.__module__.partition(".")[0]
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.apply(home)
+    with shmpool.ShmExecutor(1, "loky") as executor:
+        print([found, executor.submit(home).result()])
+"""
+
+
 def test_pools_find_shmpool_that_is_only_in_the_working_folder(tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "shmpool").symlink_to(Path(shmpool.__file__).parent)
-    script = write(tmp_path / "elsewhere" / "script.py", POOLS)
-    ended = run(tmp_path / "home", "-m", "shmpool", "run", str(script), "spawn", PYTHONPATH="")
+    site = str(write(tmp_path / "site" / "sitecustomize.py", NOT_INSTALLED).parent)
+    script = str(write(tmp_path / "elsewhere" / "script.py", BOTH_POOLS))
+    assert "No module named 'shmpool'" in run(tmp_path, "-c", "import shmpool", PYTHONPATH=site).err
+    ended = run(Path(ROOT), "-m", "shmpool", "run", script, PYTHONPATH=site)
     assert ended == (0, "['shmpool', 'shmpool']\n", "")
 
 
@@ -371,7 +399,7 @@ REPORTED = {
         shmpool: no pool of multiprocessing or concurrent.futures was opened in the main process
         """,
     ),
-    "nothing": ("pass", NO_POOL),
+    "an executor that is not made": ("from shmpool import ShmExecutor", NO_POOL),
     "a name that is not used": ("from multiprocessing.pool import Pool", NO_POOL),
     "small things": (
         "import multiprocessing\nwith multiprocessing.Pool(1) as pool: pool.map(abs, [1, 2], 1)",

@@ -24,7 +24,8 @@ import pytest
 from executor_tasks import PYTHON, SOON, environment, run_script, write_script
 from support import is_gone, started, wait_until
 
-from shmpool import ShmExecutor, WorkerDiedError
+from shmpool import ObjectStore, ShmExecutor, WorkerDiedError
+from shmpool.config import Config
 
 
 def be_killed() -> None:
@@ -165,6 +166,36 @@ def test_worker_that_dies_holding_blocks_lets_go_of_them(start_method: str, tmp_
         assert executor.submit(tasks.ends, ref).result(SOON) == (0, 99_999)
         del ref, future
         wait_until(lambda: executor.stats().store.blocks == 0, 60, "the blocks to be free")
+
+
+def test_what_a_worker_had_answered_before_it_died_is_read_to_the_end(tmp_path: Path) -> None:
+    held, go = threading.Event(), threading.Event()
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+
+    def hold(_: object) -> None:
+        held.set()
+        assert go.wait(SOON)
+
+    store = ObjectStore(config=Config.from_env()._replace(prefetch_min=10))  # all are sent ahead
+    with ShmExecutor(1, mp_context="fork", store=store) as executor:
+        first, _ = [executor.submit(tasks.meet, str(folder), "task", 2) for folder in folders]
+        first.add_done_callback(hold)
+        large = executor.submit(tasks.count, 100_000)  # with a descriptor: one read ends with it
+        small = executor.submit(abs, -1)
+        deadly = executor.submit(leave)
+        (pid,) = executor._processes
+        (folders[0] / "test").touch()
+        assert held.wait(SOON)
+        # The dispatcher reads nothing now.
+        (folders[1] / "test").touch()
+        wait_until(lambda: is_gone(pid), 60, "the worker to be gone")
+        go.set()
+        wait_until(deadly.done, 60, "the dispatcher to see it")
+        assert isinstance(deadly.exception(), WorkerDiedError)
+        assert small.result(SOON) == 1
+        assert large.result(SOON).sum() == sum(range(100_000))
 
 
 def test_without_descriptors_of_processes_workers_are_watched_and_ended_all_the_same(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import resource
 import signal
 import socket
@@ -62,6 +63,39 @@ def test_ctrl_c_while_the_calls_of_a_map_are_read_cancels_those_before(method: s
             lambda: len(executor._driver._foreman.table.tasks) <= 2, 60, "the others to be gone"
         )
         executor.kill_workers()
+
+
+class Presses:
+    """Ctrl-C comes to the worker while it unpickles this."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return signal.raise_signal, (signal.SIGINT,)
+
+
+def test_ctrl_c_just_before_a_task_begins_ends_it() -> None:
+    with ShmExecutor(1, "fork") as executor:
+        error = executor.submit(repr, Presses()).exception(SOON)
+        assert isinstance(error, KeyboardInterrupt), repr(error)
+        assert executor.submit(abs, -1).result(SOON) == 1
+        assert executor.stats().workers_died == 0
+
+
+def raise_at_ctrl_c() -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return os.getpid()
+
+
+def test_ctrl_c_between_tasks_ends_a_worker_that_has_a_handler_of_a_tasks_without_a_word(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with ShmExecutor(1, "fork") as executor:
+        pid = executor.submit(raise_at_ctrl_c).result(SOON)
+        process = executor._processes[pid]
+        os.kill(pid, signal.SIGINT)
+        wait_until(lambda: pid not in executor._processes, 60, "the worker to end")
+        assert process.exitcode == 0
+        assert executor.submit(abs, -1).result(SOON) == 1
+    assert "KeyboardInterrupt" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("buffersize", [None, 2])

@@ -640,6 +640,24 @@ def test_initializer_that_cannot_be_pickled_is_said_to_be(method: str) -> None:
     assert "'a'" in str(error)
 
 
+def test_a_forked_child_waits_in_vain_for_a_future_of_its_parents() -> None:
+    with ShmExecutor(1, mp_context="fork") as executor:
+        future = executor.submit(signal.pause)
+        wait_until(future.running, 60, "the task to be sent")
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                future.result(0.01)
+            except TimeoutError:
+                code = 0
+            finally:
+                os._exit(code)
+        _, code = os.waitpid(pid, 0)
+        executor.kill_workers()
+    assert code == 0
+
+
 # The workers.
 
 

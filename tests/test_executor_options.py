@@ -21,6 +21,8 @@ from support import TIMEUNIT, wait_until
 
 import shmpool
 from shmpool import ShmExecutor, TaskTimeoutError, WorkerDiedError, get_reusable_executor
+from shmpool.dispatch.answers import Answers
+from shmpool.worker.process import WorkerHandle
 
 SOON = 60 * TIMEUNIT
 
@@ -246,9 +248,17 @@ def test_cancelling_what_waits_or_is_done(tmp_path):
         assert executor.cancel_running(running) is True, "it is cancelled, by whomever"
 
 
+@pytest.mark.parametrize("by_now", [False, True])
 def test_a_running_task_is_ended_though_nobody_has_read_that_those_before_it_are_done(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, by_now: bool
 ) -> None:
+    """Or another thread has, since it was looked for the task."""
+    read = Answers.pass_on
+
+    def read_after_another(answers: Answers, handle: WorkerHandle) -> bool:
+        read(answers, handle)
+        return read(answers, handle)
+
     held, go = threading.Event(), threading.Event()
 
     def hold(_: object) -> None:
@@ -265,6 +275,8 @@ def test_a_running_task_is_ended_though_nobody_has_read_that_those_before_it_are
         quick = [executor.submit(abs, -i) for i in range(2)]
         hanging = [executor.submit(mark_and_hang, str(tmp_path)) for _ in range(2)]
         wait_until(lambda: len(os.listdir(tmp_path)) == 3, 60, "both to hang")
+        if by_now:
+            monkeypatch.setattr(Answers, "pass_on", read_after_another)
         # One worker's answers may be what the dispatcher is busy with.
         ended = [executor.cancel_running(future) for future in hanging]
         assert any(ended)

@@ -22,13 +22,14 @@ import pytest
 from executor_tasks import SOON
 from support import wait_until
 
-from shmpool import BrokenPoolError, ObjectStore, ShmExecutor, interrupts
+from shmpool import BrokenPoolError, ObjectStore, ShmExecutor, interrupts, put
+from shmpool import executor as executor_module
 from shmpool.dispatch import driver as driver_module
 from shmpool.dispatch.driver import Driver
 from shmpool.dispatch.foreman import Foreman
 from shmpool.dispatch.future import TaskFuture
 from shmpool.dispatch.task import Task
-from shmpool.interrupts import HeardCondition, JoinableThread, WholeLock, heard, whole
+from shmpool.interrupts import HeardCondition, JoinableThread, WholeLock, hear, heard, whole
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +109,23 @@ def test_what_came_before_is_heard_first():
     assert not done
 
 
+def test_between_two_steps_a_handler_that_does_not_raise_is_called_and_the_section_goes_on():
+    called = []
+    before = signal.signal(signal.SIGINT, lambda *_: called.append(interrupts._depth))
+    try:
+        with whole:
+            hear()
+            press()
+            assert not called
+            hear()
+            assert called == [1], "for the handler it is a section still"
+            hear()
+            press()
+        assert len(called) == 2
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_sections_where_ctrl_c_is_heard_are_sections():
     done = []
     with pytest.raises(KeyboardInterrupt), whole, heard():
@@ -129,6 +147,23 @@ def test_who_waits_for_long_and_presses_again_is_heard(monkeypatch):
         press()
         done.append(2)
     assert done == [1]
+
+
+def test_who_waits_for_a_lock_in_vain_and_presses_again_is_heard(monkeypatch):
+    monkeypatch.setattr(interrupts, "_PATIENCE", 0)
+    lock = WholeLock()
+
+    def wait_in_vain() -> None:
+        press()
+        press()
+        raise AssertionError("the second is heard")
+
+    lock._take = wait_in_vain
+    with pytest.raises(KeyboardInterrupt), lock:
+        raise AssertionError("another has it")
+    assert interrupts._depth == 0
+    assert lock.acquire(blocking=False)
+    lock.release()
 
 
 def test_a_handler_of_the_users_is_called_afterwards_and_stays():
@@ -282,11 +317,12 @@ class _PressLater:
         self._pressing = _Pressing(signal.SIGINT)
 
     def __enter__(self) -> Self:
+        self._before = sys.gettrace()  # that of a debugger, or of who measures what is run
         sys.settrace(self._trace)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
+        sys.settrace(self._before)
 
     def _trace(self, frame: Any, event: str, _arg: object) -> Any:
         if event == "call":
@@ -432,6 +468,23 @@ def test_ctrl_c_is_heard_between_the_arrays_of_an_argument(monkeypatch):
         assert not executor._store.live_blocks()
 
 
+def test_ctrl_c_after_the_last_array_of_an_object_leaves_no_block(monkeypatch):
+    dump = ObjectStore._dump
+    made = []
+
+    def press_at_the_end(*args: Any) -> Any:
+        payload = dump(*args)
+        made.extend(payload.blocks)
+        press()
+        return payload
+
+    store = ObjectStore()
+    monkeypatch.setattr(ObjectStore, "_dump", press_at_the_end)
+    with pytest.raises(KeyboardInterrupt):
+        put(np.ones(1 << 17), store=store)
+    assert made and not store.live_blocks()
+
+
 def test_ctrl_c_is_heard_between_the_arrays_that_are_looked_for(monkeypatch):
     looked = []
     find = ObjectStore._find
@@ -453,6 +506,26 @@ def test_ctrl_c_is_heard_between_the_arrays_that_are_looked_for(monkeypatch):
             executor.submit(len, arrays)
         assert len(looked) == 2 and looked[1] is not None
         assert {key: hold.count for key, hold in store._holds.items()} == before
+
+
+@pytest.mark.parametrize("made", ["Task", "Function"])
+def test_ctrl_c_between_what_is_pickled_and_who_has_it_lets_go_of_it(monkeypatch, made):
+    def pressed(*_: object, **__: object) -> None:
+        press()
+
+    array = np.ones(1 << 17)
+    with ShmExecutor(1) as executor:
+        monkeypatch.setattr(executor_module, made, pressed)
+        # Its frames hold the payload, which has blocks until it is told that nobody wants them.
+        with pytest.raises(KeyboardInterrupt) as caught:
+            if made == "Task":
+                executor.submit(len, array)
+            else:
+                executor.submit(partial(np.add, array), 1)
+        del array
+        gc.collect()
+        assert not executor._store.live_blocks()
+        assert caught.tb is not None
 
 
 def test_a_thread_is_not_over_because_ctrl_c_ended_the_waiting_for_it():

@@ -264,12 +264,12 @@ class Foreman:
         assert self.lock.is_owned()
         failures: Failures = []
         for number in self.deadlines.overdue():
-            task = self.table.tasks.get(number)
-            if task is None or task.handle is None or task.limits.timeout is None:
-                continue
-            handle = task.handle
+            task = self.table.tasks[number]
+            handle, timeout = task.handle, task.limits.timeout
+            assert handle is not None  # or it would have no deadline
+            assert timeout is not None
             unread = self._take_back_from(handle)
-            why = TaskTimeoutError(task=task.function.name, timeout=task.limits.timeout)
+            why = TaskTimeoutError(task=task.function.name, timeout=timeout)
             self._doom(handle, number, unread, why)
             if unread:
                 failures += self._perform(self.machine.recalled(handle.number, unread))
@@ -384,8 +384,6 @@ class Foreman:
     def _take_back_from(self, handle: WorkerHandle) -> list[int]:
         """What a worker has not read."""
         assert self.fleet is not None
-        if self.fleet.workers.get(handle.number) is not handle:
-            return []
         unread = self.fleet.take_back(handle.number)
         self._moved(handle, unread)
         return unread

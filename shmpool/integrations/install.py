@@ -245,7 +245,7 @@ class _Travelling:
     """Unpickling it installs, also where shmpool cannot be imported yet."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return runpy.run_path, (_IN_CHILD,)
+        return runpy.run_path, (_IN_CHILD, None, "shmpool.integrations.in_child")
 
 
 def _after_fork_in_child() -> None:

@@ -439,8 +439,8 @@ class ShmpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
 
 def _wait_for_end(call: _Call, deadline: Callable[[], float]) -> None:
-    while call.under_way and not call.failed:
-        call.news.clear()
+    while True:
+        call.news.clear()  # before the look: what comes after it ends the wait
         if not call.under_way or call.failed:
             return
         left = deadline() - time.monotonic()

@@ -194,6 +194,7 @@ class Pickling:
     def _explained(self, obj: object, what: What, error: Exception) -> SerializationError:
         from shmpool.serialize.byvalue import CloudPickler
         from shmpool.serialize.inspect import culprit_path  # only when something went wrong
+        from shmpool.serialize.words import text_of
 
         noun, name, use = what
         table = dispatch_table(use)
@@ -207,7 +208,7 @@ class Pickling:
         culprits = (culprit_path(root, name, pickler=pickler) for name, root in roots)
         culprit = next(filter(None, culprits), None)
         return SerializationError(
-            what=noun, culprit=culprit, reason=f"{type(error).__name__}: {error}"
+            what=noun, culprit=culprit, reason=f"{type(error).__name__}: {text_of(error)}"
         )
 
     def _pickler(self) -> type[Any]:
@@ -320,11 +321,15 @@ def _mentions(stream: list[bytes | memoryview], mark: bytes) -> bool:
     return any(mark in piece for piece in stream if type(piece) is bytes and len(piece) < 2 * FRAME)
 
 
+#: What streams begin with that are no plain pickles; to compare a number costs less than to compare a slice.
+_BARE, _MARK = BARE[0], MARK[0]
+
+
 def loads(stream: bytes | bytearray | memoryview, buffers: Sequence[memoryview]) -> Any:
     """The object again.  Raises whatever the object's own code raises."""
-    first = stream[:1]
-    if first == BARE:
+    first = stream[0] if stream else None
+    if first == _BARE:
         return load_bare(stream, buffers)
-    if first == MARK:
+    if first == _MARK:
         return load_lent(stream, buffers)
     return pickle.loads(stream, buffers=buffers)

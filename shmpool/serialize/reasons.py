@@ -174,7 +174,7 @@ def _why_array(obj: Any) -> Why:
             f"{type_name(obj)}, a subclass of numpy.ndarray, has a reduction of its own, in band",
             "numpy.asarray(it), the same memory, travels through the store; its view(cls) in the task is one again",
         )
-    return Why("numpy pickles it in band")
+    return Why("its dtype, or what its registered serializer makes of it, is pickled in band")
 
 
 def _why_container(obj: Any) -> Why:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
-__all__ = ["print_lines", "reason_of", "shorten", "type_name", "with_article"]
+__all__ = ["print_lines", "reason_of", "shorten", "text_of", "type_name", "with_article"]
 
 #: Characters of an exception's text or of a path in a message.
 MAX_TEXT = 300
 
 
+# Without what a metaclass says instead, which may be anything, and may raise.
+_module_of: Callable[[type], object] = type.__dict__["__module__"].__get__
+_name_of: Callable[[type], str] = type.__dict__["__qualname__"].__get__
+
+
 def type_name(obj: Any) -> str:
     """The name of an object's type, with its module unless that is ``builtins`` or ``__main__``."""
     kind: type = type(obj)
-    module: object = kind.__module__
+    module, name = _module_of(kind), _name_of(kind)
     if not isinstance(module, str) or module in ("builtins", "__main__"):
-        return kind.__qualname__
-    return f"{module}.{kind.__qualname__}"
+        return name
+    return f"{module}.{name}"
 
 
 def with_article(name: str) -> str:
@@ -26,12 +31,17 @@ def with_article(name: str) -> str:
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} '{name}'"
 
 
+def text_of(error: BaseException) -> str:
+    """What an exception says; empty if it raises instead."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
 def reason_of(error: BaseException) -> str:
     """What an exception says, on one line; never empty."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:
-        text = ""
+    text = " ".join(text_of(error).split())
     name = type(error).__name__
     if isinstance(error, KeyError) and text:
         text = f"{name}: {text}"  # its text alone is but the key

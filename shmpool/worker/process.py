@@ -214,7 +214,9 @@ def start_worker(starter: Starter) -> WorkerHandle:
     Exception
         What pickling the initializer raises.
     """
-    for left in reversed(range(_MOST_CHANNELS)):
+    left = _MOST_CHANNELS
+    while True:
+        left -= 1
         end, worker_end = make_channel()
         guard_when_forked(end)
         try:
@@ -230,7 +232,6 @@ def start_worker(starter: Starter) -> WorkerHandle:
             return WorkerHandle(process, end, lent)
         finally:
             worker_end.close()
-    raise AssertionError  # the last attempt has raised
 
 
 class ChannelSpentError(Exception):

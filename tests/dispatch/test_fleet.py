@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 from functools import partial
 from pathlib import Path
-from typing import Never
+from types import SimpleNamespace
+from typing import Any, Never
 
 import numpy as np
 import pytest
@@ -18,9 +20,10 @@ from shmpool.config import Config
 from shmpool.dispatch import fleet
 from shmpool.dispatch.fleet import Fleet
 from shmpool.dispatch.task import Task
-from shmpool.wire.channel import MAX_FDS
+from shmpool.wire.channel import MAX_FDS, ParentEnd
 from shmpool.wire.messages import Notice, encode
-from shmpool.worker.process import WorkerHandle
+from shmpool.worker.main import Settings
+from shmpool.worker.process import WorkerHandle, context_starter, start_worker
 
 
 def ones(number: int) -> np.ndarray:
@@ -80,6 +83,46 @@ def test_a_worker_whose_socket_is_full_is_told_later_what_it_need_not_keep(tmp_p
         wait_until(told, 60, "room in the socket")
         assert executor.submit(ones, 100_000).result(SOON).sum() == 100_000
         assert store.stats().resident_in_workers == resident, "it was told, and does not use it"
+
+
+def total_of(*arrays: np.ndarray) -> float:
+    return total(list(arrays))
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_arenas_for_which_the_socket_has_no_room_are_introduced_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """All of them are, also those for which there was room: the worker may meet one twice."""
+    send = ParentEnd.send
+
+    def send_and_make_room(end: ParentEnd, data: bytes, fds: list[int] | None = None) -> bool:
+        sent = send(end, data, fds)
+        if fds and not sent:
+            end.take_back()  # as if the worker had read: what comes next could be sent
+        return sent
+
+    monkeypatch.setattr(ParentEnd, "send", send_and_make_room)
+    monkeypatch.setattr(fleet, "MAX_FDS", 3)
+    file, size = str(tmp_path / "go"), 1 << 20
+    store = ObjectStore(config=Config.from_env()._replace(arena_min=size, arena_max=size))
+    with ShmExecutor(1, "fork", store=store) as executor:
+        busy = executor.submit(wait_for, file)
+        wait_until(lambda: os.path.exists(file + ".begun"), 60, "the task to begin")
+        driver = executor._driver
+        (handle,) = driver._foreman.fleet.workers.values()
+        with driver._lock:
+            while handle.end.send(encode(Notice(None))):
+                pass
+            for _ in range(room):
+                handle.end.take_back()
+        refs = [executor.put(np.ones(100_000)) for _ in range(8)]  # one an arena
+        future = executor.submit(total_of, *refs)
+        assert driver._foreman.table.handle_of(future.number) is None, "it was sent"
+        Path(file).touch()
+        busy.result(SOON)
+        assert future.result(SOON) == 800_000
+        assert executor.stats().workers_died == 0
 
 
 def lengths(*arguments: bytes | np.ndarray) -> list[int]:
@@ -145,3 +188,19 @@ def test_a_worker_that_cannot_be_given_its_initargs_is_none(
         assert executor.submit(abs, -1).result(SOON) == 1
         assert len(executor._processes) == 1
     assert store.stats().used == 0
+
+
+def test_a_worker_that_is_told_to_end_before_it_is_given_its_initargs_does_not_begin() -> None:
+    """It may come to hear that before the end of its parent kills it."""
+    waits: Any = SimpleNamespace(needs_arenas=True, payload=None)
+    settings = Settings(Config.from_env(), 1 << 20, spill_dir=False, huge_pages=False, mode="c")
+    handle = start_worker(context_starter(multiprocessing.get_context("fork"), waits, settings))
+    try:
+        handle.end.end_of_calls()
+        handle.process.join(SOON)
+        assert handle.process.exitcode == 0
+        assert handle.end.receive() == ([], 0), "it has said something"
+    finally:
+        handle.process.kill()
+        handle.process.join()
+        handle.close()

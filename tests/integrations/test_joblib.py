@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,36 @@ def test_a_batch_is_submitted_under_the_name_that_joblib_had_before_1_5() -> Non
         assert backend.retrieve_result_callback(came.get(timeout=60 * TIMEUNIT)) == [9]
         backend.apply_async(BatchedCalls([(tasks.Locked().lock, (), {})], (None, 1)), came.put)
         with pytest.raises(pickle.PicklingError, match="Could not pickle the task to send it"):
+            backend.retrieve_result_callback(came.get(timeout=60 * TIMEUNIT))
+    finally:
+        backend.terminate()
+
+
+def test_a_batch_may_be_whatever_can_be_called() -> None:
+    """joblib's are lists of calls; to have a name in errors is all that they need to be for."""
+    backend = integration.ShmpoolBackend(nesting_level=0)
+    backend.configure(n_jobs=2)
+    try:
+        backend.start_call()
+        came: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        backend.submit(partial(list, [tasks.Locked().lock]), came.put)
+        with pytest.raises(pickle.PicklingError, match="cannot pickle tasks: "):
+            backend.retrieve_result_callback(came.get(timeout=60 * TIMEUNIT))
+    finally:
+        backend.terminate()
+
+
+def test_a_batch_for_which_there_are_no_workers_any_more_has_an_error() -> None:
+    """joblib submits it where nobody would see what is raised."""
+    backend = integration.ShmpoolBackend(nesting_level=0)
+    backend.configure(n_jobs=2)
+    try:
+        backend.start_call()
+        assert backend._call is not None
+        backend._call.executor.kill_workers()
+        came: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        backend.submit(BatchedCalls([(tasks.square, (3,), {})], ("sequential", 1)), came.put)
+        with pytest.raises(RuntimeError, match="after shutdown"):
             backend.retrieve_result_callback(came.get(timeout=60 * TIMEUNIT))
     finally:
         backend.terminate()

@@ -107,14 +107,14 @@ KINDS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_size", [50, "auto"])
-def test_tasks_of_a_batch_do_not_see_what_others_have_written(
-    kind: str, batch_size: int | str
-) -> None:
-    array = KINDS[kind]()
-    call = parallel(batch_size=batch_size)
-    assert set(call(delayed(tasks.add_one)(array) for _ in range(200))) == {1.0}
+def test_tasks_of_a_batch_do_not_see_what_others_have_written(batch_size: int | str) -> None:
+    answers = {}
+    with parallel(batch_size=batch_size) as call:
+        for kind, make in KINDS.items():
+            array = make()
+            answers[kind] = set(call(delayed(tasks.add_one)(array) for _ in range(200)))
+    assert answers == {kind: {1.0} for kind in KINDS}
 
 
 @pytest.mark.parametrize("size", [LARGE, 100])
@@ -128,6 +128,14 @@ def test_nor_in_containers_and_by_keyword(size: int) -> None:
     assert (
         call(delayed(tasks.same_and_add)(array, [array]) for _ in range(20)) == [(True, 1.0)] * 20
     )
+
+
+def test_arrays_in_a_long_list_are_common_to_a_batch() -> None:
+    """Nobody looks there for arrays."""
+    array = np.zeros(100)
+    call = parallel(batch_size=4)
+    work = [delayed(tasks.same_and_add)(array, [array] * 101) for _ in range(4)]
+    assert call(work) == [(False, 0.0)] * 4
 
 
 @pytest.mark.parametrize("size", [LARGE, 100])
@@ -147,7 +155,7 @@ def test_a_batch_that_reads_one_array_maps_it_once() -> None:
 @pytest.mark.parametrize("mode", ["r+", "w+"])
 def test_all_tasks_write_to_one_array(mode: str) -> None:
     array = np.ones((4, LARGE))
-    with parallel(mmap_mode=mode) as call:
+    with parallel(mmap_mode=mode, batch_size=2) as call:
         call(delayed(tasks.write_item)([array], i) for i in range(4))
         ((_, seen),) = call([delayed(tasks.first_and_sum)(array)])
     assert seen == array.sum() - 4 + 10 * (0 + 1 + 2 + 3)
@@ -293,7 +301,8 @@ def rows(tmp_path: Path) -> Any:
 
 
 def test_what_tasks_write_into_a_mapped_file_is_in_the_file(rows: Any, tmp_path: Path) -> None:
-    work = lambda: parallel()(delayed(tasks.write_row)(rows, i) for i in range(6))  # noqa: E731
+    call = parallel(batch_size=3)
+    work = lambda: call(delayed(tasks.write_row)(rows, i) for i in range(6))  # noqa: E731
     assert copied_by(work) == 0
     assert rows.mean(axis=1).tolist() == list(range(6))
     assert np.fromfile(tmp_path / "rows").reshape(rows.shape).mean(axis=1).tolist() == list(
@@ -411,7 +420,6 @@ def test_a_list_given_twice_to_a_task_of_a_batch_is_one_list_there() -> None:
 def test_a_read_only_array_of_several_tasks_of_a_batch_is_one() -> None:
     """Nobody can write to it, so nobody needs one of his own."""
     array = np.ones(LARGE)
-    array.flags.writeable = False
     work = [delayed(tasks.address_of)(array) for _ in range(4)]
-    found = parallel(batch_size=4, mmap_mode="r")(work)
+    found = parallel(batch_size=4, read_only=True)(work)
     assert len(set(found)) <= 2, "one for each worker"

@@ -196,6 +196,13 @@ def test_free_extents_do_not_change_under_the_one_who_iterates() -> None:
     assert seen == [(64, 128), (192, 256), (384, 1024)]
 
 
+def test_an_allocator_says_how_full_it_is() -> None:
+    allocator = Allocator(1024, 64)
+    for nbytes in (64, 128):
+        allocator.allocate(nbytes)
+    assert repr(allocator) == "<Allocator: 2 blocks, 192 of 1024 bytes used, largest free 832>"
+
+
 def test_ten_thousand_blocks_come_and_go_and_nothing_is_lost() -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")  # pytest shows it on failure

@@ -8,6 +8,7 @@ import errno
 import itertools
 import mmap
 import os
+import resource
 import struct
 import sys
 import tempfile
@@ -412,6 +413,17 @@ def test_a_system_that_does_not_count_them_is_noticed(monkeypatch: pytest.Monkey
     assert dirty.page_faults() > 0
 
 
+def test_where_it_cannot_be_found_out_whether_they_are_counted_they_are_not() -> None:
+    dirty._are_faults_counted.cache_clear()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (PAGE, limits[1]))  # no file of three pages
+    try:
+        assert dirty.page_faults() == -1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        dirty._are_faults_counted.cache_clear()
+
+
 def test_to_read_again_what_was_read_is_none(mapping: mmap.mmap) -> None:
     def faults_of_reading() -> int:
         before = dirty.page_faults()
@@ -478,6 +490,18 @@ def test_one_that_tells_wrong_things_is_not_used(
         monkeypatch.setattr(asking, "_ask", lambda *_: told)
     with pytest.raises(RuntimeError, match=what):
         dirty.choose("scan")
+    assert isinstance(dirty.choose(), AlwaysDirty)
+
+
+@pytest.mark.usefixtures("no_verdict_yet")
+def test_one_that_does_not_notice_that_pages_were_dropped_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for asking in dirty._ASKING.values():
+        told = itertools.cycle([False, True, False, True])  # the last: of all three, one dropped
+        monkeypatch.setattr(asking, "_ask", lambda *_, told=told: next(told))
+    with pytest.raises(RuntimeError, match="reports a dropped page as written"):
+        dirty.choose("pagemap")
     assert isinstance(dirty.choose(), AlwaysDirty)
 
 

@@ -142,6 +142,16 @@ def _linux() -> tuple[int, ...]:
 # ---------------------------------------------------------------- where there are none
 
 
+def test_what_cannot_be_one_is_an_error_and_stays_as_it_is(memory):
+    mapping = memory.map("r+")
+    mapping.array(0, PAGE)[:] = 7
+    with pytest.raises(OSError, match="no huge pages") as caught:
+        mapping.collapse(1, 1 + HUGE_PAGE)  # no system has any that begin within a page
+    assert caught.value.errno == errno.EINVAL
+    assert mapping.array(0, PAGE).sum() == 7 * PAGE
+    assert not in_huge_pages(mapping)
+
+
 class Told:
     """A mapping that does as it is told: fails, or takes long."""
 

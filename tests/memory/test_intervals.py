@@ -133,6 +133,10 @@ def test_an_interval_that_stops_before_it_starts_is_refused(
     assert list(intervals) == [(0, 10)]
 
 
+def test_a_set_says_how_large_it_is() -> None:
+    assert repr(filled((0, 10), (20, 25))) == "<IntervalSet: 2 intervals, total 15>"
+
+
 def test_the_set_may_change_under_the_one_who_iterates() -> None:
     intervals = filled((0, 10), (20, 30))
     for start, stop in intervals:

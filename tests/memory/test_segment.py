@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import stat
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +46,25 @@ def test_pages_that_cannot_be_had_are_an_error_and_no_signal(tmp_path: object) -
     with pytest.raises(OSError, match="no memory for a block") as caught:
         mapping.populate(PAGE, 2 * PAGE)
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_where_files_cannot_be_made_without_a_name_they_lose_it_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def refuse(path: str, flags: int, *rest: int, **more: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return real(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    segment = Segment.create(2 * PAGE, "file", str(tmp_path))
+    assert not list(tmp_path.iterdir())
+    assert stat.S_IMODE(os.fstat(segment.fd).st_mode) == 0o600
+    assert not os.get_inheritable(segment.fd)
+    segment.map("r+").array(0, 2 * PAGE)[:] = 7
+    assert segment.map("r").array(PAGE, PAGE).tolist() == [7] * PAGE
 
 
 def unsealed() -> int:

@@ -6,11 +6,13 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing import TimeoutError as PoolTimeoutError
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from shmpool.pool.arrivals import InOrder
+from shmpool.pool.imap import _wait_for_room
 from shmpool.pool.outcomes import Outcome, outcome_of
 
 
@@ -81,3 +83,10 @@ def test_what_another_thread_takes_first_is_waited_for_no_more() -> None:
     following.set_result(2)
     results.add(following)
     assert results.take(0) == Outcome(True, 2)
+
+
+def test_a_reader_that_goes_while_its_thread_looks_for_room_has_none() -> None:
+    """It closes the window as it goes, but that was looked at before."""
+    window: Any = SimpleNamespace(is_open=True, is_forgotten=True, has_room=lambda: False)
+    gone: Any = lambda: None  # noqa: E731  # as its weak reference
+    assert not _wait_for_room(window, gone)

@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from pathlib import Path
+from threading import current_thread
+from types import SimpleNamespace
 
 import pytest
-from executor_tasks import PYTHON, run, write_script
+from executor_tasks import PYTHON, SOON, run, write_script
+
+from shmpool.interrupts import JoinableThread
+from shmpool.pool import Pool, callbacks, imap
+from shmpool.pool.window import MOST_PER_WORKER
 
 START = """
 import {module} as mp
@@ -172,6 +179,35 @@ def test_pools_outlive_the_main_thread_as_the_standard_librarys(
     assert ended(tmp_path, name, "-m", "shmpool", "run", touch=code) == standard
     if sys.version_info[:2] != (3, 12):
         assert standard[2] == [] and standard[1]
+
+
+def test_where_no_thread_can_be_started_any_more_all_is_done_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So it is in some Pythons when the main thread has ended: callbacks are called where a result arrives."""
+
+    def fail(_: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    ended = SimpleNamespace(is_alive=lambda: False)
+    seen: list[tuple[int, threading.Thread]] = []
+    with Pool(1, context="fork") as pool:
+        monkeypatch.setattr(JoinableThread, "start", fail)
+        monkeypatch.setattr(callbacks, "main_thread", lambda: ended)
+        monkeypatch.setattr(
+            imap, "threading", SimpleNamespace(**vars(threading) | {"main_thread": lambda: ended})
+        )
+        results = [
+            pool.apply_async(abs, (-i,), callback=lambda x: seen.append((x, current_thread())))
+            for i in range(3)
+        ]
+        assert [result.get(SOON) for result in results] == [0, 1, 2]
+        assert [x for x, _ in seen] == [0, 1, 2]
+        assert not any(thread.name == "shmpool-callbacks" for _, thread in seen)
+        assert len(pool._cache) == 0
+        many = 3 * MOST_PER_WORKER
+        assert list(pool.imap(abs, iter(range(many)))) == list(range(many))
+    pool.join()
 
 
 EXECUTOR = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import itertools
 import multiprocessing
 import multiprocessing.pool
 import os
@@ -240,6 +241,23 @@ def test_workers_that_ignore_sigterm_are_killed(monkeypatch: pytest.MonkeyPatch)
     assert not result.successful()
 
 
+def test_a_pool_may_be_terminated_where_a_result_arrives(tmp_path: Path) -> None:
+    """That is in the thread which ends when the workers have, so it does not wait for that."""
+    where: list[threading.Thread] = []
+
+    def terminate(_: object) -> None:
+        pool.terminate()
+        where.append(threading.current_thread())
+
+    with Pool(1, context="fork") as pool:
+        pool.executor.submit(tasks.wait_for, str(tmp_path)).add_done_callback(terminate)
+        (tmp_path / "open").touch()
+        wait_until(lambda: where, SOON, "the result")
+    pool.join()
+    assert where[0] is not threading.current_thread()
+    assert not where[0].is_alive()
+
+
 def test_views_of_a_pool_share_its_end() -> None:
     pool = Pool(1, context="fork")
     view = pool.options(mmap_mode="r").options(retries=1)
@@ -434,8 +452,14 @@ def script_path() -> str:
     return os.pathsep.join([os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))])
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "loky"])
-@pytest.mark.parametrize("ending", ["pass", "pool.close()", "sys.exit(0)"])
+@pytest.mark.parametrize(
+    ("method", "ending"),
+    [
+        *itertools.product(["fork", "spawn", "loky"], ["pass"]),
+        ("fork", "pool.close()"),
+        *itertools.product(["fork", "spawn"], ["sys.exit(0)"]),
+    ],
+)
 def test_a_program_does_not_wait_for_what_it_did_not_wait_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, ending: str
 ) -> None:

@@ -117,7 +117,8 @@ def test_how_much_waits_for_a_worker(gate: Any) -> None:
     with make_ours(1) as pool:
         assert pool._taskqueue.qsize() == 0 and pool._taskqueue.empty()
         results = [pool.apply_async(wait, (i,)) for i in range(500)]
-        assert 400 < pool._taskqueue.qsize() < 500 and not pool._taskqueue.empty()
+        wait_until(lambda: pool._taskqueue.qsize() < 500, SOON, "the worker to be sent some")
+        assert pool._taskqueue.qsize() > 400 and not pool._taskqueue.empty()
         open_gate()
         assert sum(result.get(SOON) for result in results) == sum(range(500))
         assert pool._taskqueue.qsize() == 0

@@ -248,6 +248,48 @@ def test_why_buffers_are_copied(obj, reason):
     assert part.nbytes == dump({"it": obj})[1][0]
 
 
+def check_the_reason(obj, reason, advice):
+    """Most of it is in the stream, for this reason."""
+    part = max(told({"it": obj}).parts, key=lambda part: part.nbytes)
+    assert (part.path, part.how, part.type_name) == ("obj['it']", "inline", words.type_name(obj))
+    assert part.nbytes > LIMIT
+    assert (part.reason, part.advice) == (reason, advice)
+
+
+def test_why_memory_with_gaps_is_in_the_stream():
+    check_the_reason(
+        memoryview(BIG)[::2],
+        "this memoryview pickles in band",
+        "numpy.ascontiguousarray(it) travels through the store",
+    )
+
+
+def test_why_strings_of_any_length_are_in_the_stream():
+    strings = getattr(getattr(np, "dtypes", None), "StringDType", None)
+    if strings is None:
+        pytest.skip("this numpy has none")
+    check_the_reason(
+        np.array(["some text"] * 1000, strings()),
+        "variable-width strings have no buffer",
+        "astype('U') or astype('S') has one",
+    )
+
+
+IN_BAND = "its dtype, or what its registered serializer makes of it, is pickled in band"
+
+
+def test_why_the_names_of_fields_are_in_the_stream():
+    check_the_reason(np.zeros(2, [("x" * 5000, "f8")]), IN_BAND, "")
+
+
+def test_why_what_a_registered_serializer_makes_of_an_array_is_in_the_stream(monkeypatch):
+    monkeypatch.setattr(custom, "_reducers", {})
+    custom.register_serializer(
+        np.ndarray, serializer=lambda a: a.tobytes(), deserializer=np.frombuffer
+    )
+    check_the_reason(BIG, IN_BAND, "")
+
+
 def test_parts_of_tables_that_pandas_makes_contiguous_are_said_to_be():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(np.zeros((5000, 4)))

@@ -162,6 +162,20 @@ def test_what_the_user_has_made_to_be_handed_over_is_the_user_s(pickling):
     resource_sharer.stop()
 
 
+def test_who_only_looks_ends_no_thread_that_the_user_s_are_waiting_in(pickling):
+    one, other = socket.socketpair()
+    handle = Handle(one.fileno())
+    with one, other:
+        ticket = reduction.DupFd(one.fileno())
+        before = state()
+        shmpool.explain([handle], quiet=True)
+        ok, failures = shmpool.inspect_serializability(handle, quiet=True)
+        assert ok, failures
+        assert state() == before
+        os.close(ticket.detach())
+    resource_sharer.stop()
+
+
 def test_a_closed_one_is_named(pickling):
     one, other = socket.socketpair()
     one.close()

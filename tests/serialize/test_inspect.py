@@ -326,6 +326,8 @@ def test_cells_of_data_frames_are_named():
     frame = pandas.DataFrame({"n": [1, 2], "o": ["x", LOCK]})
     assert paths(frame, "df") == ["df['o'].iloc[1]"]
     assert paths(pandas.Series([1, LOCK]), "s") == ["s.iloc[1]"]
+    (path,) = paths(pandas.Series(pandas.Categorical.from_codes([0], [LOCK])), "s")
+    assert path.startswith("s.array."), "what a series of another dtype is made of is in there"
     frame = pandas.DataFrame({"n": [1, 2]})
     frame.attrs["lock"] = LOCK
     assert paths(frame, "df") == ["df.attrs['lock']"]
@@ -403,6 +405,55 @@ def test_objects_that_raise_everywhere_are_survived_and_blamed():
     _, failures = inspect_serializability(RaisesSilentError(), quiet=True)
     assert failures[0].reason == "SilentError"
     assert culprit_path((Hostile(),), "args") == "args[0] (a 'test_inspect.Hostile')"
+
+
+class Nameless(type):
+    """Its classes do not say where they are from."""
+
+    @property
+    def __module__(cls):
+        raise ZeroDivisionError("module")
+
+
+class Unnamed(metaclass=Nameless):
+    def __reduce__(self):
+        raise TypeError("no")
+
+
+def test_objects_whose_class_does_not_say_its_module_are_named_all_the_same():
+    _, (failure,) = inspect_serializability([Unnamed()], quiet=True)
+    assert (failure.path, failure.type_name) == ("obj[0]", "test_inspect.Unnamed")
+    assert culprit_path([Unnamed()], "args") == "args[0] (a 'test_inspect.Unnamed')"
+
+
+class RaisesKeyError:
+    def __reduce__(self):
+        return {}["missing"]
+
+
+class GoesRound:
+    def __reduce__(self):
+        error = ValueError("no")
+        error.__cause__ = error
+        raise error
+
+
+def test_what_is_raised_is_told_in_words():
+    _, (missing, round_and_round) = inspect_serializability(
+        [RaisesKeyError(), GoesRound()], quiet=True
+    )
+    assert missing.reason == "KeyError: 'missing'", "the key alone would say nothing"
+    assert round_and_round.reason == "no"
+
+
+def test_where_the_search_itself_fails_there_is_no_path_and_no_other_error(monkeypatch):
+    """It is made while an exception is, which matters more."""
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(inspection.Search, "run", fail)
+    assert culprit_path([LOCK], "args") is None
 
 
 def test_near_the_limit_of_recursion_there_may_be_no_path_but_there_is_no_other_error():
@@ -636,6 +687,22 @@ def test_the_time_limit_ends_the_search_with_a_note(monkeypatch):
     assert not failure.complete
     assert 0 < failure.depth < 50
     assert "the search ended after 1 s" in failure.reason
+
+
+def test_nothing_more_is_tried_once_the_time_is_up(monkeypatch):
+    tried = []
+
+    def dumps(obj):
+        tried.append(obj)  # takes a second
+        return cloudpickle.dumps(obj)
+
+    monkeypatch.setattr(search, "time", types.SimpleNamespace(monotonic=lambda: len(tried)))
+    monkeypatch.setattr(inspection, "INSPECT_SECONDS", 6)
+    obj = [[i] for i in range(4096)] + [LOCK]
+    _, (failure,) = inspect_serializability(obj, dumps=dumps, quiet=True)
+    assert failure.path == "obj"
+    assert failure.reason.endswith("(the search ended after 6 s)")
+    assert len(tried) == 8, "the whole, for which no time counts, and 7 in 6 seconds and some"
 
 
 def test_nothing_keeps_the_objects_alive_afterwards():

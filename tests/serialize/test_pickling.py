@@ -525,6 +525,18 @@ def test_what_raises_while_it_is_pickled_is_an_error(plain):
     assert isinstance(caught.value.__cause__, ValueError)
 
 
+class SpeechlessError(Exception):
+    def __str__(self):
+        raise ZeroDivisionError("str")
+
+
+def test_an_error_that_cannot_say_what_it_is_has_its_name(plain):
+    with pytest.raises(SerializationError) as caught:
+        plain.dumps([Raises(SpeechlessError())], OBJECT)
+    assert caught.value.reason == "SpeechlessError: "
+    assert caught.value.culprit == "obj[0] (a 'test_pickling.Raises')"
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)], ids=repr)
 def test_what_ends_a_program_is_no_error_of_pickling(plain, error):
     with pytest.raises(type(error)):

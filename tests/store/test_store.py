@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import gc
 import os
 import struct
@@ -15,7 +17,7 @@ import pytest
 from link import MIB, Link, array, dump, make_store, recount, ref_of
 
 from shmpool.errors import RefError, StoreFullError, WireError
-from shmpool.memory import dirty, watch
+from shmpool.memory import dirty, segment, watch
 from shmpool.memory.watch import WriteWatch
 from shmpool.store.blocks import Block
 from shmpool.store.heap import Heap
@@ -1111,6 +1113,35 @@ def test_what_is_no_ref_cannot_be_got(store):
 
 def test_a_ref_says_how_large_its_object_is(store):
     assert "bytes>" in repr(put(array(5), store=store))
+
+
+def test_memory_that_the_system_does_not_have_is_an_error_and_leaves_no_block(monkeypatch):
+    monkeypatch.setenv("SHMPOOL_MEMORY_BACKEND", "memfd")
+    store = make_store()
+
+    def no_memory(*_: object) -> int:
+        ctypes.set_errno(errno.EFAULT)  # what the kernel says of pages that cannot be had
+        return -1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "_madvise", no_memory)
+        with pytest.raises(StoreFullError, match="no memory for a block"):
+            store.new_shared(MIB)
+    recount(store)
+    assert blocks(store) == store.stats().resident == 0
+    assert store.new_shared(MIB).nbytes == MIB
+
+
+def test_arenas_that_a_worker_does_not_have_or_that_are_its_own_are_not_forgotten(link):
+    link.call(lambda _: array(7), None)
+    link.flush()
+    assert blocks(link.worker) == 0
+    own = [*link.worker._arenas]
+    assert own
+    link.worker.forget([*own, 12345])
+    assert own == [*link.worker._arenas]
+    recount(link.worker)
+    assert link.call(lambda _: array(8), None).tobytes() == array(8).tobytes()
 
 
 def test_an_interrupt_while_memory_is_reserved_leaves_no_block(store, monkeypatch):

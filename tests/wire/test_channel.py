@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import select
 import signal
 import socket
@@ -406,6 +407,22 @@ def test_descriptors_without_end_are_a_wire_error(channel):
     parent.receive()
     with pytest.raises(WireError, match="400 descriptors"):
         parent.receive()
+
+
+@pytest.mark.parametrize(
+    ("to_worker", "whose"), [(True, "its worker"), (False, "this process")], ids=["call", "answer"]
+)
+def test_descriptors_for_which_there_is_no_room_are_a_wire_error(channel, to_worker, whose):
+    sender, receiver = channel if to_worker else reversed(channel)
+    sent(sender, b"1", b"a")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(WireError, match=f"were lost: {whose} may open no more"):
+            receiver.receive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not len(receiver.descriptors)
 
 
 def test_a_worker_whose_parent_is_gone_is_told(channel):

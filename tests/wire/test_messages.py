@@ -80,6 +80,13 @@ def test_extras_that_say_nothing_are_left_out():
     assert len(encode(Call(1, b"f", b"a", extras=Extras()))) == len(encode(Call(1, b"f", b"a")))
 
 
+def test_extras_show_what_they_say():
+    assert repr(Extras()) == "Extras()"
+    assert repr(Extras(freed=[(1, 2, 3)], arenas=[(4, 5, 6)])) == (
+        "Extras(arenas=[(4, 5, 6)], freed=[(1, 2, 3)])"
+    )
+
+
 def test_a_duration_that_is_too_long_to_be_written_is_cut():
     answer = decode(encode(Answer(1, True, b"", microseconds=1 << 40)))
     assert isinstance(answer, Answer) and answer.microseconds == (1 << 32) - 1

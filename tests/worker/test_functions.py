@@ -149,6 +149,7 @@ class Partial(partial):
         lambda number: number,
         Partial(tasks.sum_of, numbers()),
         partial(Sum(), 1),
+        partial([].append),
         partial(tasks.look, numbers(), [1]),
         partial(tasks.look, numbers(), {"a": 1}, named=1),
         partial(tasks.look, numbers(), ([],)),

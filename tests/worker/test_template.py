@@ -281,3 +281,17 @@ def test_a_template_that_cannot_be_asked_leaves_no_descriptors(
         wait_until(works, 60, "another worker")
         assert len(refused) == 1
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_template_tells_how_a_worker_ended_without_descriptors_of_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def not_here(_pid: int, _flags: int = 0) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "pidfd_open", not_here)  # Linux before 5.3
+    with ShmExecutor(1, "fork") as executor:
+        replace_the_worker(executor)
+        process = executor._processes[executor.submit(os.getpid).result(SOON)]
+        replace_the_worker(executor)
+        assert process.exitcode == 3
