@@ -462,9 +462,13 @@ class Machine:
                 else:
                     break
                 state = self._workers[worker]
+                count = self._takes(state)
+                if count < 1:  # it was entered when more was sent ahead
+                    self._place(worker)
+                    continue
                 # All that it takes, if there is no other: the same as one at a time, at less cost.
                 alone = len(self._idle) + len(self._room) == 1
-                count = min(self._takes(state), len(pending)) if alone else 1
+                count = min(count, len(pending)) if alone else 1
                 for _ in range(count):
                     task = pending.popleft()
                     state.tasks[task] = None

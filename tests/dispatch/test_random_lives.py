@@ -83,9 +83,13 @@ class RandomLives(RuleBasedStateMachine):
         start_all=st.booleans(),
         ahead=st.sampled_from([(1, 1), (1, 4), (0, 0), (3, 8)]),
         room=st.sampled_from([1, 2, 100]),
+        short=st.booleans(),
     )
-    def make(self, workers, limit, start_all, ahead, room) -> None:
+    def make(self, workers, limit, start_all, ahead, room, short) -> None:
         self.machine = Machine(workers, limit, start_all, *ahead, 1000)
+        if short:  # as after many tasks that took no time: dozens of steps, else
+            self.machine._microseconds = 1.0
+            self.machine._ahead = ahead[1]
         self.max_workers, self.limit, self.room = workers, limit, room
         self.workers: dict[int, _ModelWorker] = {}
         self.tasks: dict[int, _ModelTask] = {}
@@ -345,6 +349,12 @@ class RandomLives(RuleBasedStateMachine):
                 assert state is not None and list(state.tasks) == worker.queue, f"worker {number}"
                 places.update(worker.queue)
         assert set(places) == self.open and all(n == 1 for n in places.values()), places
+
+    @invariant()
+    def what_is_sent_is_counted(self) -> None:
+        workers = self.machine._workers.values()
+        assert self.machine._sent == sum(len(worker.tasks) for worker in workers)
+        assert all(worker.assigned >= len(worker.tasks) for worker in workers)
 
     @invariant()
     def nobody_is_idle_while_something_is_pending(self) -> None:

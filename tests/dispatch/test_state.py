@@ -176,6 +176,24 @@ def test_when_tasks_become_long_again_less_is_sent_ahead():
     assert len(sent) == 2
 
 
+def test_a_worker_that_was_sent_much_when_tasks_were_short_gets_no_more_once_they_are_long():
+    """It has not answered since, and is not looked at again until a new task comes."""
+    machine = with_ready_workers(on_demand(2, most=8), 2)
+    for task in range(80):
+        [send] = machine.submitted(task)
+        assert machine.answered(send.worker, task, 1) == []
+    sent = deque(machine.submitted_all(range(100, 108)))
+    assert Counter(send.worker for send in sent) == {0: 4, 1: 4}
+    first = sent.popleft()
+    assert machine.answered(first.worker, first.task, 1_000_000) == []
+    assert machine.submitted(200) == [], "each has more than one task to come"
+    while sent:
+        send = sent.popleft()
+        sent += machine.answered(send.worker, send.task, 1_000_000)
+    assert send.task == 200
+    assert machine.closed() == [Stop()]
+
+
 def test_tasks_that_are_sent_ahead_are_spread_over_the_busy_workers():
     machine = with_ready_workers(all_at_once(2), 2)
     sends = [a for task in range(4) for a in machine.submitted(task)]
