@@ -425,7 +425,8 @@ class Machine:
 
     def _takes(self, state: _Worker) -> int:
         """How many more tasks may a worker be sent now?"""
-        if not state.ready or state.condemned or (state.full and state.tasks):
+        is_full = state.full and state.tasks  # else all was taken back since
+        if not state.ready or state.condemned or is_full:
             return 0
         room = self._ahead + 1 - len(state.tasks)
         return room if self._limit is None else min(room, self._limit - state.assigned)

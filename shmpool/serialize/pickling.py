@@ -207,9 +207,8 @@ class Pickling:
         roots = [(name, obj)] if name else zip(("args", "kwargs"), obj, strict=True)  # type: ignore[call-overload]
         culprits = (culprit_path(root, name, pickler=pickler) for name, root in roots)
         culprit = next(filter(None, culprits), None)
-        return SerializationError(
-            what=noun, culprit=culprit, reason=f"{type(error).__name__}: {text_of(error)}"
-        )
+        reason = ": ".join(filter(None, (type(error).__name__, text_of(error))))
+        return SerializationError(what=noun, culprit=culprit, reason=reason)
 
     def _pickler(self) -> type[Any]:
         """The second pickler: most programs need none, and cloudpickle is slow to import."""

@@ -533,7 +533,7 @@ class SpeechlessError(Exception):
 def test_an_error_that_cannot_say_what_it_is_has_its_name(plain):
     with pytest.raises(SerializationError) as caught:
         plain.dumps([Raises(SpeechlessError())], OBJECT)
-    assert caught.value.reason == "SpeechlessError: "
+    assert caught.value.reason == "SpeechlessError"
     assert caught.value.culprit == "obj[0] (a 'test_pickling.Raises')"
 
 
