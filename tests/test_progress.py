@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -182,6 +183,37 @@ def test_the_total_grows_with_what_comes(screen: Screen) -> None:
         assert screen.ended == [], "more may come"
     bar.no_more()
     assert screen.ended == ["3/3"]
+
+
+def test_in_a_notebook_the_widget_has_the_total_as_well(screen: Screen) -> None:
+    """It has a number of its own; what tqdm's has, without a notebook."""
+    bar = make_bar(screen)
+    first, *others = futures(4)
+    bar.watch(first)
+    number = types.SimpleNamespace(max=1)
+    bar._shown.container = types.SimpleNamespace(children=[None, number, None])
+    for future in others:
+        bar.watch(future)
+    for future in (first, *others):
+        future.set_result(None)
+    bar.no_more()
+    assert number.max == 4
+
+
+def test_what_the_program_writes_by_way_of_tqdm_stands_above_the_bar(screen: Screen) -> None:
+    bar = make_bar(screen, 2)
+    first, second = futures(2)
+    bar.watch(first)
+    bar.watch(second)
+    first.set_result(None)
+    before = screen.getvalue().count("1/2")
+    assert before
+    tqdm.tqdm.write("half of it", file=screen)
+    assert "half of it" in screen.lines
+    assert screen.getvalue().count("1/2") > before, "the bar is not drawn anew"
+    second.set_result(None)
+    bar.no_more()
+    assert screen.ended[-1] == "2/2"
 
 
 def test_a_total_that_was_too_large_is_corrected(screen: Screen) -> None:
