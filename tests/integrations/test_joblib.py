@@ -15,7 +15,7 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -202,50 +202,51 @@ def test_an_iterator_of_tasks_may_make_parallel_calls_itself() -> None:
     assert _workers_alive() <= 4
 
 
-def test_a_batch_is_submitted_under_the_name_that_joblib_had_before_1_5() -> None:
+@pytest.fixture
+def in_a_call() -> Iterator[integration.ShmpoolBackend]:
+    """A backend that joblib has begun a call with."""
     backend = integration.ShmpoolBackend(nesting_level=0)
     assert backend.configure(n_jobs=2) == 2
     try:
         backend.start_call()
-        came: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        batch = BatchedCalls([(tasks.square, (3,), {})], backend.get_nested_backend())
-        backend.apply_async(batch, came.put)
-        assert backend.retrieve_result_callback(came.get(timeout=60 * TIMEUNIT)) == [9]
-        backend.apply_async(BatchedCalls([(tasks.Locked().lock, (), {})], (None, 1)), came.put)
-        with pytest.raises(pickle.PicklingError, match="Could not pickle the task to send it"):
-            backend.retrieve_result_callback(came.get(timeout=60 * TIMEUNIT))
+        yield backend
     finally:
         backend.terminate()
 
 
-def test_a_batch_may_be_whatever_can_be_called() -> None:
+def _result_of(
+    backend: integration.ShmpoolBackend, submit: Callable[..., object], batch: Any
+) -> list[Any]:
+    came: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    submit(batch, came.put)
+    return backend.retrieve_result_callback(came.get(timeout=60 * TIMEUNIT))
+
+
+def test_a_batch_is_submitted_under_the_name_that_joblib_had_before_1_5(
+    in_a_call: integration.ShmpoolBackend,
+) -> None:
+    batch = BatchedCalls([(tasks.square, (3,), {})], in_a_call.get_nested_backend())
+    assert _result_of(in_a_call, in_a_call.apply_async, batch) == [9]
+    batch = BatchedCalls([(tasks.Locked().lock, (), {})], (None, 1))
+    with pytest.raises(pickle.PicklingError, match="Could not pickle the task to send it"):
+        _result_of(in_a_call, in_a_call.apply_async, batch)
+
+
+def test_a_batch_may_be_whatever_can_be_called(in_a_call: integration.ShmpoolBackend) -> None:
     """joblib's are lists of calls; to have a name in errors is all that they need to be for."""
-    backend = integration.ShmpoolBackend(nesting_level=0)
-    backend.configure(n_jobs=2)
-    try:
-        backend.start_call()
-        came: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        backend.submit(partial(list, [tasks.Locked().lock]), came.put)
-        with pytest.raises(pickle.PicklingError, match="cannot pickle tasks: "):
-            backend.retrieve_result_callback(came.get(timeout=60 * TIMEUNIT))
-    finally:
-        backend.terminate()
+    with pytest.raises(pickle.PicklingError, match="cannot pickle tasks: "):
+        _result_of(in_a_call, in_a_call.submit, partial(list, [tasks.Locked().lock]))
 
 
-def test_a_batch_for_which_there_are_no_workers_any_more_has_an_error() -> None:
+def test_a_batch_for_which_there_are_no_workers_any_more_has_an_error(
+    in_a_call: integration.ShmpoolBackend,
+) -> None:
     """joblib submits it where nobody would see what is raised."""
-    backend = integration.ShmpoolBackend(nesting_level=0)
-    backend.configure(n_jobs=2)
-    try:
-        backend.start_call()
-        assert backend._call is not None
-        backend._call.executor.kill_workers()
-        came: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        backend.submit(BatchedCalls([(tasks.square, (3,), {})], ("sequential", 1)), came.put)
-        with pytest.raises(RuntimeError, match="after shutdown"):
-            backend.retrieve_result_callback(came.get(timeout=60 * TIMEUNIT))
-    finally:
-        backend.terminate()
+    assert in_a_call._call is not None
+    in_a_call._call.executor.kill_workers()
+    batch = BatchedCalls([(tasks.square, (3,), {})], ("sequential", 1))
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        _result_of(in_a_call, in_a_call.submit, batch)
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
